@@ -1,0 +1,372 @@
+"""The schema of a configuration file. One file serves every stage of an experiment."""
+
+from __future__ import annotations
+
+import copy
+import textwrap
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+from pydantic_core import PydanticUndefined
+
+from medkd.errors import ConfigError
+from medkd.schema import Strict, faults, set_in
+from medkd.yaml_file import KeyPath, YamlDocument, parse_yaml, read_yaml
+
+Micrometres = Annotated[float, Field(gt=0)]
+SlideMpp = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+# YAML gives lists and strings; the strict base would refuse both for tuples and paths.
+FilePath = Annotated[Path, Field(strict=False)]
+
+
+class DataConfig(Strict):
+    """Which slides, and what is to be told apart."""
+
+    slides: FilePath = Field(
+        Path("slides.csv"),
+        description="Table of slides: slide_id, path, patient_id, label; optional site, scanner, "
+        "mpp. Relative paths are relative to this file.",
+    )
+    classes: Annotated[tuple[str, ...], Field(strict=False, min_length=2)] = Field(
+        ("MSS", "MSI"), description="The classes, in the order of the networks' outputs."
+    )
+    positive: str = Field("MSI", description="The class that a slide's probability speaks of.")
+
+    @model_validator(mode="after")
+    def _classes_are_told_apart(self) -> DataConfig:
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("a class stands twice in 'classes'")
+        if self.positive not in self.classes:
+            raise ValueError(f"'positive' must be one of the classes {list(self.classes)}")
+        return self
+
+
+class TileConfig(Strict):
+    """How a slide becomes patches. Recorded with every tile store and model package."""
+
+    mpp: SlideMpp = Field(0.5, description="Resolution of a tile, micrometres per pixel.")
+    size_px: Annotated[int, Field(ge=16, le=4096)] = Field(
+        224, description="Side of a tile, pixels at that resolution."
+    )
+    step_px: Positive | None = Field(
+        None, description="Distance between tiles, pixels; null: the side (no overlap)."
+    )
+    min_tissue: Fraction = Field(0.5, description="Least share of a tile that must be tissue.")
+    min_focus: Annotated[float, Field(ge=0)] = Field(
+        0.02,
+        description="Least focus score of a tile (see docs/files.md); 0 keeps blurred tiles.",
+    )
+    max_pen: Fraction = Field(0.1, description="Largest share of a tile that may be pen ink.")
+    max_unreadable: Fraction = Field(
+        0.1,
+        description="Largest share of candidate tiles that may be unreadable before the "
+        "slide fails.",
+    )
+    mpp_range: Annotated[tuple[float, float], Field(strict=False)] = Field(
+        (0.1, 4.0), description="A slide's own resolution outside this range is not believed."
+    )
+    max_upsampling: Annotated[float, Field(ge=1)] = Field(
+        1.1, description="How much coarser than 'mpp' a slide may be; beyond, it is refused."
+    )
+    use_objective_power: bool = Field(
+        False, description="Where mpp is missing, take 10 / objective power (a guess, recorded)."
+    )
+    jpeg_quality: Annotated[int, Field(ge=50, le=100)] = Field(
+        90, description="JPEG quality of stored tiles; infer repeats the same encoding."
+    )
+    workers: Positive = Field(2, description="Slides read at the same time, a process each.")
+
+
+class SplitConfig(Strict):
+    """Roles are given to patients, never to slides or tiles."""
+
+    train: Fraction = Field(0.6, description="Share of the patients, in each class.")
+    validation: Fraction = Field(0.2, description="Chooses the epoch and the operating point.")
+    test: Fraction = Field(0.2, description="Seen once, at the end.")
+
+    @model_validator(mode="after")
+    def _shares_add_up(self) -> SplitConfig:
+        if abs(self.train + self.validation + self.test - 1) > 1e-6:
+            raise ValueError("'train', 'validation' and 'test' must add up to 1")
+        if min(self.train, self.validation, self.test) <= 0:
+            raise ValueError("each of 'train', 'validation' and 'test' must be above 0")
+        return self
+
+
+class NetworkConfig(Strict):
+    """One network of the zoo."""
+
+    network: str = Field(description="A name from 'medkd networks'.")
+    width: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="Factor on the number of channels (ResNets only)."
+    )
+
+
+class TrainConfig(Strict):
+    """Co-training a teacher and students under a distillation graph."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+        "kd_ml", description="Name of the run; its files go to runs/<name>."
+    )
+    method: str = Field(
+        "kd_ml", description="A method of 'medkd methods list', or a YAML file's path."
+    )
+    teacher: NetworkConfig = Field(
+        NetworkConfig(network="resnet50"), description="The teacher's network."
+    )
+    students: Annotated[tuple[NetworkConfig, ...], Field(strict=False, min_length=1)] = Field(
+        (NetworkConfig(network="resnet18"), NetworkConfig(network="resnet18")),
+        description="The students' networks, one entry each.",
+    )
+    epochs: Positive = Field(20, description="Passes over the training tiles.")
+    batch_size: Positive = Field(64, description="Tiles per step.")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-3, description="Peak learning rate.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="AdamW's weight decay.")
+    warmup_epochs: Annotated[float, Field(ge=0)] = Field(
+        0.5, description="Epochs of linear warm-up; a cosine to zero follows."
+    )
+    max_tiles_per_slide: Positive | None = Field(
+        None, description="Draw at most this many tiles of a slide in each epoch; null: all."
+    )
+    augment: bool = Field(True, description="Flips, quarter turns and colour jitter.")
+    balance: Literal["none", "class"] = Field(
+        "class", description="Draw tiles so that every class is seen equally often."
+    )
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field(
+        "32-true", description="Fabric's precision."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to train.")
+    loader_workers: Annotated[int, Field(ge=0)] = Field(
+        0, description="Processes that load tiles beside the training process."
+    )
+    cache_rate: Fraction = Field(
+        1.0, description="Share of decoded tiles that MONAI's CacheDataset keeps in memory."
+    )
+
+
+class SlideLevelConfig(Strict):
+    """From tile probabilities to calls."""
+
+    target_sensitivity: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.95, description="The operating point reaches this on validation patients."
+    )
+    bootstrap_resamples: Annotated[int, Field(ge=100)] = Field(
+        2000, description="Resamples of patients (cohort) and of tiles (one slide)."
+    )
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(
+        0.95, description="Level of every interval."
+    )
+
+
+class InferConfig(Strict):
+    """Quality gates that are frozen into the model package."""
+
+    min_tiles: Positive = Field(10, description="Fewer usable tiles give 'no result'.")
+    min_tissue_mm2: Annotated[float, Field(ge=0)] = Field(
+        0.1, description="Less tissue gives 'no result', square millimetres."
+    )
+    max_disagreement: Annotated[float, Field(gt=0)] = Field(
+        0.25, description="Students whose slide scores spread wider give 'indeterminate'."
+    )
+
+
+class MlflowConfig(Strict):
+    """Where runs are tracked. The variable MLFLOW_TRACKING_URI comes first if it is set."""
+
+    tracking_uri: str | None = Field(
+        None, description="An MLflow tracking URI; null: sqlite in the output folder."
+    )
+    experiment: str = Field("medkd", description="Name of the MLflow experiment.")
+    registered_model: str | None = Field(
+        "medkd-msi", description="Name in MLflow's model registry; null: do not register."
+    )
+
+
+class Config(Strict):
+    """A whole experiment."""
+
+    output: FilePath = Field(
+        Path("medkd-output"), description="Folder that every stage writes to and reads from."
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="Of the split and the training.")
+    data: DataConfig = DataConfig()
+    tile: TileConfig = TileConfig()
+    split: SplitConfig = SplitConfig()
+    train: TrainConfig = TrainConfig()
+    slide_level: SlideLevelConfig = SlideLevelConfig()
+    infer: InferConfig = InferConfig()
+    mlflow: MlflowConfig = MlflowConfig()
+
+    @property
+    def tiles_folder(self) -> Path:
+        """Where the tile stage writes."""
+        return self.output / "tiles"
+
+    @property
+    def splits_file(self) -> Path:
+        """Where the split stage writes."""
+        return self.output / "splits.parquet"
+
+    @property
+    def run_folder(self) -> Path:
+        """Where everything of this training run lies."""
+        return self.output / "runs" / self.train.name
+
+    @property
+    def model_folder(self) -> Path:
+        """The run's model package."""
+        return self.run_folder / "model"
+
+    def resolved(self) -> dict[str, Any]:
+        """Every value, defaults included, in plain YAML and JSON types."""
+        return self.model_dump(mode="json")
+
+
+def load_config(path: Path | None, assignments: tuple[str, ...] = ()) -> Config:
+    """Read a configuration file, apply ``key.path=value`` assignments, and check everything.
+
+    Relative paths in the file are relative to the file; those in assignments to the working
+    folder.
+
+    Raises:
+        ConfigError: one line for each fault, with file, line and key.
+    """
+    document = read_yaml(path) if path is not None else parse_yaml("", "defaults")
+    if not isinstance(document.content, dict):
+        raise ConfigError(
+            "is not a mapping of keys to values",
+            where=document.name,
+            remedy="Begin from the output of 'medkd config init'.",
+        )
+    content = copy.deepcopy(document.content)
+    if any(text.startswith("train.students.") for text in assignments):
+        # An assignment into the list of students needs a list to lead into.
+        default = TrainConfig.model_fields["students"].default
+        content.setdefault("train", {}).setdefault("students", _plain(default))
+    folder = path.parent.resolve() if path is not None else Path.cwd()
+    _anchor_paths(content, folder)
+    assigned: dict[KeyPath, str] = {}
+    for assignment in assignments:
+        _assign(content, assignment, assigned)
+
+    def where(key: tuple[str | int, ...]) -> str:
+        for length in range(len(key), 0, -1):
+            if key[:length] in assigned:
+                return f"--set {assigned[key[:length]]}"
+        for assigned_key, assignment in assigned.items():
+            if assigned_key[: len(key)] == key:
+                return f"--set {assignment}"
+        return document.where(key)
+
+    return validate_config(content, where)
+
+
+def validate_config(content: dict[str, Any], where: Any) -> Config:
+    """Check ``content`` against the schema; ``where`` gives the place of a key path."""
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        told = [
+            ConfigError(what, where=place, remedy=remedy)
+            for place, what, remedy in faults(error, Config, where)
+        ]
+        first = told[0]
+        raise ConfigError(
+            first.what, where=first.where, remedy=first.remedy, others=tuple(told[1:])
+        ) from None
+
+
+def _anchor_paths(content: dict[str, Any], folder: Path) -> None:
+    if isinstance(content.get("output", ""), str):
+        content["output"] = str(
+            folder / content.get("output", Config.model_fields["output"].default)
+        )
+    data = content.setdefault("data", {})
+    if isinstance(data, dict) and isinstance(data.get("slides", ""), str):
+        data["slides"] = str(folder / data.get("slides", DataConfig.model_fields["slides"].default))
+    train = content.get("train")
+    if isinstance(train, dict) and str(train.get("method", "")).endswith((".yaml", ".yml")):
+        train["method"] = str(folder / train["method"])
+
+
+def _assign(content: dict[str, Any], assignment: str, assigned: dict[KeyPath, str]) -> None:
+    key, equals, text = assignment.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(
+            "is not key.path=value",
+            where=f"--set {assignment}",
+            remedy="Write it as in --set train.epochs=5.",
+        )
+    steps = key.strip().split(".")
+    value: Any = parse_yaml(text, f"--set {assignment}").content if text.strip() else None
+    if key.strip() in ("output", "data.slides") and isinstance(value, str):
+        value = str(Path(value).expanduser().resolve())
+    try:
+        set_in(content, steps, value)
+    except (ValueError, IndexError, AttributeError):
+        raise ConfigError(
+            f"'{key}' does not lead to a value",
+            where=f"--set {assignment}",
+            remedy="Compare the key with 'medkd config show'.",
+        ) from None
+    path: KeyPath = tuple(int(step) if step.isdigit() else step for step in steps)
+    assigned[path] = assignment
+
+
+def config_template() -> str:
+    """A commented configuration file with every key at its default."""
+    lines = [
+        "# A medkd experiment. Every key may be left out; what stands here are the defaults.",
+        "# Check it with 'medkd config check', override a key with '--set key.path=value'.",
+        "",
+    ]
+    _describe(Config, "", lines)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _describe(model: type[Strict], indent: str, lines: list[str]) -> None:
+    for name, field in model.model_fields.items():
+        default = field.default
+        if isinstance(default, Strict) and not isinstance(default, NetworkConfig):
+            lines.append("")
+            lines.append(f"{indent}# {(type(default).__doc__ or '').splitlines()[0]}")
+            lines.append(f"{indent}{name}:")
+            _describe(type(default), indent + "  ", lines)
+            continue
+        if field.description:
+            lines.extend(
+                textwrap.wrap(
+                    field.description,
+                    96,
+                    initial_indent=indent + "# ",
+                    subsequent_indent=indent + "# ",
+                )
+            )
+        value = None if default is PydanticUndefined else _plain(default)
+        if name == "students":
+            lines.append(f"{indent}{name}:")
+            lines.extend(f"{indent}  - {_flow(item)}" for item in value or [])
+        else:
+            lines.append(f"{indent}{name}: {_flow(value)}")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Strict):
+        return value.model_dump(mode="json")
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _flow(value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1000)
+    return text.removesuffix("\n").removesuffix("\n...").removesuffix("...").strip()
+
+
+def read_resolved(document: YamlDocument) -> Config:
+    """The configuration that a run wrote down (``runs/<name>/config.yaml``)."""
+    return validate_config(document.content, document.where)

@@ -1,0 +1,1 @@
+"""Slide tables, patient-level splits, MONAI transforms and datasets."""

@@ -1,0 +1,1 @@
+"""One slide in, one report out, from the model package alone. Nothing here imports torch."""

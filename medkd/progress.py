@@ -1,0 +1,92 @@
+"""Progress with a time to finish: a live bar in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Advance = Callable[..., None]
+"""``advance(steps=1, note="")``: ``steps`` more are done; ``note`` stands beside the bar."""
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+def format_seconds(seconds: float) -> str:
+    """``75`` becomes ``1:15``; hours appear when there are any."""
+    whole = round(max(seconds, 0.0))
+    hours, rest = divmod(whole, 3600)
+    minutes, remaining = divmod(rest, 60)
+    return f"{hours}:{minutes:02d}:{remaining:02d}" if hours else f"{minutes}:{remaining:02d}"
+
+
+@contextmanager
+def progress(title: str, total: int, *, done: int = 0) -> Iterator[Advance]:
+    """Show how far a piece of work is and when it will end.
+
+    Args:
+        title: what is being done, such as ``tiling``.
+        total: how many steps there are.
+        done: steps that an earlier run had finished; they do not count towards the speed.
+    """
+    if sys.stderr.isatty():
+        with _live(title, total, done) as advance:
+            yield advance
+    else:
+        with _plain(title, total, done) as advance:
+            yield advance
+
+
+@contextmanager
+def _live(title: str, total: int, done: int) -> Iterator[Advance]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description:<9}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), refresh_per_second=4) as bar:
+        task = bar.add_task(title, total=total, completed=done, note="")
+
+        def advance(steps: int = 1, note: str = "") -> None:
+            bar.update(task, advance=steps, **({"note": note} if note else {}))
+
+        yield advance
+
+
+@contextmanager
+def _plain(title: str, total: int, done: int) -> Iterator[Advance]:
+    started = last = time.monotonic()
+    count = done
+
+    def advance(steps: int = 1, note: str = "") -> None:
+        nonlocal count, last
+        count += steps
+        now = time.monotonic()
+        if count < total and now - last < _SECONDS_BETWEEN_LINES:
+            return
+        last = now
+        elapsed = now - started
+        if count >= total:
+            clock = f"took {format_seconds(elapsed)}"
+        else:
+            left = elapsed / max(count - done, 1) * (total - count)
+            clock = f"{format_seconds(elapsed)} elapsed, {format_seconds(left)} left"
+        tail = f"  {note}" if note else ""
+        print(f"{title:<9} {count}/{total}  {clock}{tail}", file=sys.stderr, flush=True)
+
+    yield advance

@@ -1,0 +1,1 @@
+"""A slide in, patches out. Nothing here imports torch."""

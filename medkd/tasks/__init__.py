@@ -1,0 +1,1 @@
+"""What a task means: its supervised loss and its metrics."""
