@@ -63,7 +63,9 @@ def _live(title: str, total: int, done: int) -> Iterator[Advance]:
         task = bar.add_task(title, total=total, completed=done, note="")
 
         def advance(steps: int = 1, note: str = "") -> None:
-            bar.update(task, advance=steps, **({"note": note} if note else {}))
+            if note:
+                bar.update(task, note=note)
+            bar.update(task, advance=steps)
 
         yield advance
 
