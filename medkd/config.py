@@ -143,8 +143,8 @@ class TrainConfig(Strict):
     loader_workers: Annotated[int, Field(ge=0)] = Field(
         0, description="Processes that load tiles beside the training process."
     )
-    cache_rate: Fraction = Field(
-        1.0, description="Share of decoded tiles that MONAI's CacheDataset keeps in memory."
+    cache_mb: Annotated[float, Field(ge=0)] = Field(
+        2000, description="Memory for decoded tiles (MONAI's CacheDataset), megabytes."
     )
 
 

@@ -1,0 +1,421 @@
+"""The command line. Heavy libraries are imported inside the commands, so that help is instant."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from medkd import __version__
+from medkd.errors import MedkdError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from medkd.config import Config
+    from medkd.datasets.tables import SlideRow
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Slide-level calls from small student networks, co-trained with a teacher under "
+    "knowledge distillation and mutual learning. Research use only.",
+    epilog="Exit status: 0 all done, 1 some inputs failed (the rest are done), 2 the call or the "
+    "configuration is wrong.",
+)
+config_app = typer.Typer(no_args_is_help=True, help="Write, check and show a configuration file.")
+methods_app = typer.Typer(no_args_is_help=True, help="The distillation methods that come along.")
+app.add_typer(config_app, name="config")
+app.add_typer(methods_app, name="methods")
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", "-c", help="The experiment's file; medkd.yaml in this folder if it is there."
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", help="Override a key: --set train.epochs=5. May be repeated."),
+]
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    if version:
+        print(f"medkd {__version__}")
+        raise typer.Exit
+    if debug:
+        os.environ["MEDKD_DEBUG"] = "1"
+
+
+def _load(path: Path | None, assignments: list[str] | None) -> Config:
+    from medkd.config import load_config
+
+    if path is None and Path("medkd.yaml").exists():
+        path = Path("medkd.yaml")
+    return load_config(path, tuple(assignments or ()))
+
+
+def _rows(config: Config) -> tuple[SlideRow, ...]:
+    from medkd.datasets.tables import read_slides
+
+    return read_slides(config.data.slides, config.data.classes)
+
+
+def _table(title: str, header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for index, name in enumerate(header):
+        table.add_column(name, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    # A pipe has no width of its own; a table cut at 80 columns there would lose figures.
+    console = Console() if sys.stdout.isatty() else Console(width=120)
+    console.print(table)
+
+
+@app.command()
+def tile(config: ConfigOption = None, assignments: SetOption = None) -> None:
+    """Tile the slides of slides.csv into quality-checked patches at one physical resolution."""
+    settings = _load(config, assignments)
+    from medkd.slides.tile_stage import run_tile_stage
+
+    rows = _rows(settings)
+    print(
+        f"Tiling {len(rows)} slides at {settings.tile.mpp:g} um/px, {settings.tile.size_px} px "
+        f"({settings.tile.mpp * settings.tile.size_px:g} um) to {settings.tiles_folder}"
+    )
+    summary = run_tile_stage(rows, settings.tile, settings.tiles_folder)
+    print(
+        f"{summary.done} slides tiled, {summary.skipped_existing} were there already, "
+        f"{len(summary.failed)} failed. Report: {summary.output / 'report.html'}"
+    )
+    for slide_id, _, message in summary.failed:
+        print(f"failed: {slide_id}: {message}", file=sys.stderr)
+    if summary.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def split(config: ConfigOption = None, assignments: SetOption = None) -> None:
+    """Give every patient a role: train, validation or test, stratified by class."""
+    settings = _load(config, assignments)
+    from medkd.datasets.split import run_split_stage
+
+    rows = _rows(settings)
+    summary = run_split_stage(rows, settings)
+    header = ("role", *settings.data.classes)
+    _table(
+        "Patients",
+        header,
+        (
+            (role, *(counts.get(name, 0) for name in settings.data.classes))
+            for role, counts in summary.counts.items()
+        ),
+    )
+    print(f"Split: {settings.splits_file}")
+
+
+@app.command()
+def train(
+    config: ConfigOption = None,
+    assignments: SetOption = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Forget what an earlier run of this name did.")
+    ] = False,
+) -> None:
+    """Co-train teacher and students; an interrupted run goes on where it stopped."""
+    settings = _load(config, assignments)
+    rows = _rows(settings)
+    from medkd.training.train_stage import run_train_stage
+
+    print(
+        f"Training '{settings.train.name}' with the method {settings.train.method}: "
+        f"{settings.train.epochs} epochs, to {settings.run_folder}"
+    )
+    result = run_train_stage(settings, rows, restart=restart)
+    if result.resumed_from:
+        print(f"Resumed after epoch {result.resumed_from}.")
+    _table(
+        f"Validation tiles at epoch {result.best_epoch}, the best by the ensemble's log loss",
+        ("network", "parameters", "log loss", "AUROC"),
+        (
+            (
+                name,
+                f"{result.parameters[name]:,}" if name in result.parameters else "",
+                f"{values['log_loss']:.3f}",
+                f"{values['auroc']:.3f}",
+            )
+            for name, values in result.best.items()
+        ),
+    )
+    print(f"Networks and model package: {result.run_folder}")
+
+
+@app.command()
+def predict(config: ConfigOption = None, assignments: SetOption = None) -> None:
+    """Run every network of a trained run over all tiles of the store."""
+    settings = _load(config, assignments)
+    rows = _rows(settings)
+    from medkd.training.predict_stage import run_predict_stage
+
+    print(f"Predicting with the networks of '{settings.train.name}'")
+    path, tiles, networks = run_predict_stage(settings, rows)
+    print(f"{tiles:,} tiles, {networks} networks. Predictions: {path}")
+
+
+@app.command()
+def aggregate(config: ConfigOption = None, assignments: SetOption = None) -> None:
+    """Pool tiles to slide and patient calls, and freeze the operating point into the model."""
+    settings = _load(config, assignments)
+    from medkd.training.aggregate_stage import run_aggregate_stage
+
+    result = run_aggregate_stage(settings)
+    _table(
+        "Test patients",
+        ("network", "tile AUROC", "slide AUROC", "patient AUROC (95% interval)"),
+        result.auroc_rows,
+    )
+    for line in result.lines:
+        print(line)
+
+
+@app.command()
+def infer(
+    slides: Annotated[list[Path], typer.Argument(help="Slides, as files.", show_default=False)],
+    model: Annotated[Path, typer.Option("--model", help="A model package (a folder).")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results.")],
+    mpp: Annotated[
+        float | None,
+        typer.Option("--mpp", help="Resolution of level 0, um/px, where a slide has none."),
+    ] = None,
+) -> None:
+    """Call slides with the students of a model package: result.json, report.html, heatmap.png."""
+    from medkd.inference.infer_stage import infer_slides
+    from medkd.inference.package import load_package
+
+    summary = infer_slides(slides, load_package(model), out, mpp=mpp)
+    if summary.rows:
+        _table(
+            "Calls. Research use only.",
+            ("slide", "call", "probability", "interval", "seconds"),
+            (
+                (
+                    row.slide_id,
+                    row.call,
+                    "" if row.probability is None else f"{row.probability:.3f}",
+                    "" if row.interval is None else "{:.3f} to {:.3f}".format(*row.interval),
+                    f"{row.seconds:.1f}",
+                )
+                for row in summary.rows
+            ),
+        )
+        print(f"Reports: {out}/<slide>/report.html")
+    for message in summary.failed:
+        print(f"failed: {message}", file=sys.stderr)
+    if summary.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for everything.")] = Path("medkd-demo"),
+    seed: Annotated[int, typer.Option("--seed", help="Of slides, split and training.")] = 0,
+    patients: Annotated[int, typer.Option("--patients", help="Synthetic patients.", min=12)] = 40,
+    shuffle_labels: Annotated[
+        bool,
+        typer.Option("--shuffle-labels", help="Control: labels that mean nothing, AUROC near 0.5."),
+    ] = False,
+    assignments: SetOption = None,
+) -> None:
+    """Run the whole pipeline on synthetic slides, and infer one new slide."""
+    from medkd.demo import run_demo
+
+    run_demo(
+        out,
+        seed=seed,
+        patients=patients,
+        shuffle_labels=shuffle_labels,
+        assignments=tuple(assignments or ()),
+    )
+
+
+@app.command()
+def ui(
+    config: ConfigOption = None,
+    assignments: SetOption = None,
+    port: Annotated[int, typer.Option("--port", help="On 127.0.0.1.")] = 5000,
+) -> None:
+    """Open MLflow's pages on the project's store; end with Ctrl-C."""
+    settings = _load(config, assignments)
+    from medkd.errors import TrackingError
+    from medkd.tracking import tracking_uri
+
+    uri = tracking_uri(settings)
+    if uri.startswith("http"):
+        print(f"The store is a server: open {uri} in a browser.")
+        return
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        raise TrackingError(
+            "no MLflow store yet",
+            where=uri,
+            remedy="Train first, or name the experiment with --config or --set output=FOLDER.",
+        )
+    print(f"MLflow on http://127.0.0.1:{port}, store {uri}. Ctrl-C ends it.", flush=True)
+    command = ["-m", "mlflow", "ui", "--backend-store-uri", uri]
+    os.execv(sys.executable, [sys.executable, *command, "--host", "127.0.0.1", "--port", str(port)])
+
+
+@app.command()
+def doctor(config: ConfigOption = None, assignments: SetOption = None) -> None:
+    """Check this machine: libraries, devices, disk, the MLflow store."""
+    from medkd.doctor import examine
+
+    findings = examine(_load(config, assignments))
+    _table(
+        f"medkd {__version__}",
+        ("what", "found", "verdict"),
+        ((f.what, f.found, "[green]ok[/]" if f.ok else "[red]mend[/]") for f in findings),
+    )
+    for finding in findings:
+        if not finding.ok:
+            print(f"{finding.what}: {finding.remedy}", file=sys.stderr)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def networks() -> None:
+    """List the networks that a configuration can name."""
+    from medkd.networks.zoo import NETWORK_NAMES, build_network, count_parameters
+
+    _table(
+        "Networks",
+        ("name", "parameters (2 classes)"),
+        ((name, f"{count_parameters(build_network(name, classes=2)):,}") for name in NETWORK_NAMES),
+    )
+
+
+@config_app.command("init")
+def config_init(
+    path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("medkd.yaml"),
+) -> None:
+    """Write a commented configuration file with every key at its default."""
+    from medkd.config import config_template
+    from medkd.errors import OutputError
+    from medkd.files import write_text
+
+    if path.exists():
+        raise OutputError(
+            "exists already", where=path, remedy="Name another file, or remove this one first."
+        )
+    write_text(path, config_template())
+    print(f"Wrote {path}. Check it with: medkd config check --config {path}")
+
+
+@config_app.command("check")
+def config_check(config: ConfigOption = None, assignments: SetOption = None) -> None:
+    """Check the configuration, slides.csv and the method, without running anything."""
+    settings = _load(config, assignments)
+    from medkd.distill.graph import expand, load_method
+
+    rows = _rows(settings)
+    graph = expand(load_method(settings.train.method), len(settings.train.students))
+    patients = len({row.patient_id for row in rows})
+    print(
+        f"The configuration is sound: {len(rows)} slides of {patients} patients, method "
+        f"{graph.method} with {len(graph.nodes)} networks."
+    )
+    missing = [row for row in rows if not row.path.exists()]
+    for row in missing:
+        print(f"{row.path}: no such file. Mend the path of slide {row.slide_id}.", file=sys.stderr)
+    if missing:
+        raise typer.Exit(1)
+
+
+@config_app.command("show")
+def config_show(config: ConfigOption = None, assignments: SetOption = None) -> None:
+    """Print the configuration with every default filled in."""
+    import yaml
+
+    print(yaml.safe_dump(_load(config, assignments).resolved(), sort_keys=False), end="")
+
+
+@methods_app.command("list")
+def methods_list() -> None:
+    """List the methods."""
+    from medkd.distill.graph import load_method, method_names
+
+    _table(
+        "Methods",
+        ("name", "what it does"),
+        ((name, load_method(name).spec.description) for name in method_names()),
+    )
+
+
+@methods_app.command("show")
+def methods_show(
+    name: Annotated[str, typer.Argument(help="A method's name, or a YAML file.")],
+    students: Annotated[int, typer.Option("--students", help="How many students.", min=1)] = 2,
+) -> None:
+    """Print a method's file, and every link it makes of it."""
+    from medkd.distill.graph import expand, load_method
+
+    method = load_method(name)
+    graph = expand(method, students)
+    print(method.text)
+    _table(
+        f"Links with {students} students",
+        ("learner", "learns from", "loss", "T", "weight"),
+        [
+            *(
+                (node.name, "labels", "cross-entropy", "", f"{node.supervised:g}")
+                for node in graph.nodes
+                if node.supervised
+            ),
+            *(
+                (
+                    link.learner,
+                    " and ".join(link.targets),
+                    link.loss,
+                    f"{link.temperature:g}",
+                    f"{link.weight:g}",
+                )
+                for link in graph.links
+            ),
+        ],
+    )
+    print(f"Ships: the mean probability of {', '.join(graph.deployed)}.")
+
+
+def main() -> None:
+    """Run the command line; an error that a user can mend is one line and an exit status."""
+    try:
+        app()
+    except MedkdError as error:
+        if os.environ.get("MEDKD_DEBUG"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        print("stopped; what was finished is kept.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of a pipe, such as head, has gone.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

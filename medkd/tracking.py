@@ -1,0 +1,187 @@
+"""Tracking in MLflow: where the store is, and the runs of an experiment.
+
+One parent run holds a training run, a nested run each of its networks. Runs are addressed by id,
+never by MLflow's global active run, so that a later stage or a resumed process writes into the
+same runs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medkd.config import Config
+from medkd.errors import TrackingError
+from medkd.files import make_folder
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+# MLflow refuses more in one request.
+_METRICS_PER_BATCH = 1000
+_PARAMS_PER_BATCH = 100
+
+
+def tracking_uri(config: Config) -> str:
+    """``MLFLOW_TRACKING_URI`` if set, else the configured one, else sqlite in the output folder."""
+    chosen = os.environ.get("MLFLOW_TRACKING_URI") or config.mlflow.tracking_uri
+    return chosen or f"sqlite:///{(config.output / 'mlflow.db').resolve()}"
+
+
+@contextmanager
+def _store_errors(uri: str) -> Iterator[None]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        raise TrackingError(
+            f"the MLflow store cannot be used: {str(error)[:300]}",
+            where=uri,
+            remedy="Start the server, or unset MLFLOW_TRACKING_URI and mlflow.tracking_uri to "
+            "track in the output folder.",
+        ) from error
+
+
+def connect(config: Config) -> tuple[MlflowClient, str]:
+    """Connect to the store and return its client and the id of the configured experiment.
+
+    The store is made if it is the default one and does not exist.
+
+    Raises:
+        TrackingError: the store does not answer.
+    """
+    # A server that is down should be told within seconds, not after MLflow's default minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    # Only one line of MLflow's is of interest here, and it is told by the command line.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    import logging
+
+    import mlflow
+    from mlflow import MlflowClient
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    uri = tracking_uri(config)
+    local = uri.startswith("sqlite:")
+    if local:
+        make_folder(config.output)
+    with _store_errors(uri):
+        mlflow.set_tracking_uri(uri)
+        client = MlflowClient(tracking_uri=uri)
+        name = config.mlflow.experiment
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            folder = (config.output / "mlartifacts").resolve()
+            location = make_folder(folder).as_uri() if local else None
+            return client, client.create_experiment(name, artifact_location=location)
+        if found.lifecycle_stage == "deleted":
+            raise TrackingError(
+                f"the experiment '{name}' was deleted",
+                where=uri,
+                remedy="Restore it in MLflow, or set mlflow.experiment to another name.",
+            )
+        return client, found.experiment_id
+
+
+@dataclass
+class TrackedRun:
+    """One MLflow run that is written to in batches.
+
+    What the store refuses for a while is kept and sent with the next batch; a failed batch is
+    reported on standard error and never ends a training.
+    """
+
+    client: MlflowClient
+    run_id: str
+    pending: list[Metric] = field(default_factory=list)
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Log parameters; a parameter that was logged before with the same value is no error."""
+        from mlflow.entities import Param
+
+        entities = [Param(key, str(value)[:6000]) for key, value in params.items()]
+        for start in range(0, len(entities), _PARAMS_PER_BATCH):
+            batch = entities[start : start + _PARAMS_PER_BATCH]
+            self.client.log_batch(self.run_id, params=batch)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log the metrics of one step, and those that an earlier call could not send."""
+        from mlflow.entities import Metric
+        from mlflow.exceptions import MlflowException
+
+        now = int(time.time() * 1000)
+        self.pending += [Metric(key, float(value), now, step) for key, value in metrics.items()]
+        try:
+            while self.pending:
+                self.client.log_batch(self.run_id, metrics=self.pending[:_METRICS_PER_BATCH])
+                del self.pending[:_METRICS_PER_BATCH]
+        except (MlflowException, OSError) as error:
+            print(
+                f"warning: MLflow did not take {len(self.pending)} metrics, they are kept for the "
+                f"next try: {str(error)[:200]}",
+                file=sys.stderr,
+            )
+
+    def log_file(self, path: Path, folder: str | None = None) -> None:
+        """Upload a file as an artefact."""
+        self.client.log_artifact(self.run_id, str(path), folder)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags."""
+        for key, value in tags.items():
+            self.client.set_tag(self.run_id, key, value)
+
+    def finish(self, status: str = "FINISHED") -> None:
+        """End the run. ``status``: FINISHED, FAILED or KILLED."""
+        self.client.set_terminated(self.run_id, status)
+
+
+def open_run(
+    client: MlflowClient,
+    experiment_id: str,
+    name: str,
+    *,
+    run_id: str | None = None,
+    parent_id: str | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> TrackedRun:
+    """Begin a run, or go on in ``run_id`` if the store still has it."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+    if run_id is not None:
+        try:
+            known = client.get_run(run_id)
+            if known.info.lifecycle_stage == "active":
+                client.update_run(run_id, status="RUNNING")
+                return TrackedRun(client, run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+    all_tags = dict(tags or {})
+    if parent_id is not None:
+        all_tags[MLFLOW_PARENT_RUN_ID] = parent_id
+    run = client.create_run(experiment_id, run_name=name, tags=all_tags)
+    return TrackedRun(client, run.info.run_id)
+
+
+def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` becomes ``{"a.b": 1}``; lists are indexed."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            flat.update(flatten({str(i): v for i, v in enumerate(value)}, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

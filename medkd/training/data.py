@@ -1,0 +1,130 @@
+"""Which tiles a run trains on, and the loaders that bring them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from monai.data import DataLoader
+
+from medkd.config import Config
+from medkd.datasets.patches import EpochSampler, PatchDataset, patch_items
+from medkd.datasets.split import check_split, read_split
+from medkd.datasets.tables import SlideRow
+from medkd.datasets.transforms import tile_transforms
+from medkd.errors import StageError
+from medkd.files import sha256_of_json
+from medkd.slides.store import read_index
+
+ROLES = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class TileTable:
+    """Tiles of the cohort with label and role.
+
+    Attributes:
+        tiles: the index of the tile store with the columns ``label`` and ``role`` added.
+        digest: of tiles, labels and roles; two runs with one digest trained on the same data.
+        synthetic: some slide was drawn, not scanned.
+    """
+
+    tiles: pd.DataFrame
+    digest: str
+    synthetic: bool
+
+
+def load_tile_table(config: Config, rows: Sequence[SlideRow]) -> TileTable:
+    """Join the tile index with the labels and the split.
+
+    Raises:
+        StageError: no tiles, no split, a split of other patients, a role without tiles of a class.
+    """
+    split = read_split(config.splits_file)
+    check_split(split, rows)
+    index = read_index(config.tiles_folder)
+    known = {row.slide_id for row in rows}
+    tiles = index[index["slide_id"].isin(known)].copy()
+    label = {row.slide_id: row.label for row in rows}
+    patient = {row.slide_id: row.patient_id for row in rows}
+    role = dict(zip(split["patient_id"], split["role"], strict=True))
+    tiles["label"] = tiles["slide_id"].map(label)
+    # The table speaks, not the store: a patient id may have been corrected since tiling.
+    tiles["patient_id"] = tiles["slide_id"].map(patient)
+    tiles["role"] = tiles["patient_id"].map(role)
+    for wanted in ROLES:
+        present = set(tiles.loc[tiles["role"] == wanted, "label"])
+        for name in config.data.classes:
+            if name not in present:
+                raise StageError(
+                    f"no tile of class {name} among the {wanted} patients",
+                    where=config.tiles_folder,
+                    remedy="Look at tiles/report.html for slides that failed, or change the "
+                    "shares in 'split'.",
+                )
+    tiles = tiles.sort_values(["slide_id", "y", "x"], ignore_index=True)
+    content = tiles[["slide_id", "patient_id", "x", "y", "label", "role"]]
+    digest = sha256_of_json(
+        [
+            config.data.classes,
+            config.tile.model_dump(mode="json", exclude={"workers"}),
+            pd.util.hash_pandas_object(content, index=False).tolist(),
+        ]
+    )
+    synthetic = bool(tiles["synthetic"].any())
+    return TileTable(tiles, digest, synthetic)
+
+
+def training_loader(config: Config, tiles: pd.DataFrame) -> tuple[PatchDataset, EpochSampler]:
+    """The dataset and the sampler of the training role."""
+    train = config.train
+    items = patch_items(tiles, config.tiles_folder, config.data.classes)
+    dataset = PatchDataset(
+        items,
+        tile_transforms(augment=train.augment),
+        cache_mb=train.cache_mb,
+        tile_bytes=3 * config.tile.size_px**2,
+        seed=config.seed,
+    )
+    sampler = EpochSampler(
+        tiles["slide_id"].tolist(),
+        [item["label"] for item in items],
+        max_tiles_per_slide=train.max_tiles_per_slide,
+        balance=train.balance,
+        seed=config.seed,
+    )
+    return dataset, sampler
+
+
+def epoch_batches(
+    dataset: PatchDataset, sampler: EpochSampler, config: Config, epoch: int
+) -> DataLoader:
+    """The batches of one epoch. The last one is dropped where it is not full."""
+    dataset.epoch = sampler.epoch = epoch
+    size = min(config.train.batch_size, len(sampler))
+    return _loader(dataset, config, batch_size=size, sampler=sampler, drop_last=True)
+
+
+def evaluation_batches(config: Config, tiles: pd.DataFrame, *, cache: bool) -> DataLoader:
+    """All ``tiles`` in their order, without augmentation."""
+    dataset = PatchDataset(
+        patch_items(tiles, config.tiles_folder, config.data.classes),
+        tile_transforms(augment=False),
+        cache_mb=config.train.cache_mb if cache else 0,
+        tile_bytes=3 * config.tile.size_px**2,
+        seed=config.seed,
+    )
+    return _loader(dataset, config, batch_size=2 * config.train.batch_size)
+
+
+def _loader(dataset: PatchDataset, config: Config, **options: object) -> DataLoader:
+    return DataLoader(
+        dataset,
+        num_workers=config.train.loader_workers,
+        pin_memory=torch.cuda.is_available(),
+        # Processes made anew see the epoch that was set on the dataset.
+        persistent_workers=False,
+        **options,
+    )
