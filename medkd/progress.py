@@ -1,4 +1,4 @@
-"""Progress with a time to finish: a live bar in a terminal, plain lines elsewhere."""
+"""What the user is told while work goes on: progress with a time to finish, and warnings."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ Advance = Callable[..., None]
 _SECONDS_BETWEEN_LINES = 10.0
 
 
+def warn(message: str) -> None:
+    """Tell of something that does not stop the work, in one line on standard error."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
 def format_seconds(seconds: float) -> str:
     """``75`` becomes ``1:15``; hours appear when there are any."""
     whole = round(max(seconds, 0.0))
@@ -23,7 +28,7 @@ def format_seconds(seconds: float) -> str:
 
 @contextmanager
 def progress(title: str, total: int, *, done: int = 0) -> Iterator[Advance]:
-    """Show how far a piece of work is and when it will end.
+    """Show how far a piece of work is and when it will end: a live bar, or plain lines in a pipe.
 
     Args:
         title: what is being done, such as ``tiling``.

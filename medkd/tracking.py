@@ -8,7 +8,6 @@ same runs.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from medkd.config import Config
 from medkd.errors import TrackingError
 from medkd.files import make_folder
+from medkd.progress import warn
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -125,10 +125,9 @@ class TrackedRun:
                 self.client.log_batch(self.run_id, metrics=self.pending[:_METRICS_PER_BATCH])
                 del self.pending[:_METRICS_PER_BATCH]
         except (MlflowException, OSError) as error:
-            print(
-                f"warning: MLflow did not take {len(self.pending)} metrics, they are kept for the "
-                f"next try: {str(error)[:200]}",
-                file=sys.stderr,
+            warn(
+                f"MLflow did not take {len(self.pending)} metrics, they are kept for the next "
+                f"try: {str(error)[:200]}"
             )
 
     def log_file(self, path: Path, folder: str | None = None) -> None:

@@ -14,6 +14,7 @@ from medkd.distill.graph import Graph
 from medkd.errors import StageError
 from medkd.files import write_json
 from medkd.networks.zoo import count_parameters
+from medkd.progress import warn
 from medkd.tracking import TrackedRun, connect, flatten, open_run, tracking_uri
 from medkd.training.data import TileTable
 from medkd.training.loop import ENSEMBLE
@@ -50,15 +51,8 @@ def open_parent_run(config: Config) -> TrackedRun:
 class CohortTracker:
     """Writes parameters, curves and files of a training run; goes on in the same runs on resume."""
 
-    def __init__(
-        self,
-        config: Config,
-        graph: Graph,
-        cohort: Cohort,
-        method_text: str,
-        table: TileTable,
-        run_folder: Path,
-    ) -> None:
+    def __init__(self, config: Config, graph: Graph, cohort: Cohort, table: TileTable) -> None:
+        run_folder = config.run_folder
         client, experiment = connect(config)
         uri = tracking_uri(config)
         known = read_run_ids(run_folder, uri)
@@ -94,7 +88,7 @@ class CohortTracker:
             },
         )
         if not known:
-            self._log_beginning(config, graph, cohort, table, run_folder)
+            self._log_beginning(config, graph, cohort, table)
 
     @property
     def run_id(self) -> str:
@@ -102,7 +96,7 @@ class CohortTracker:
         return self._parent.run_id
 
     def _log_beginning(
-        self, config: Config, graph: Graph, cohort: Cohort, table: TileTable, run_folder: Path
+        self, config: Config, graph: Graph, cohort: Cohort, table: TileTable
     ) -> None:
         content = config.resolved()
         tiles = table.tiles
@@ -113,7 +107,7 @@ class CohortTracker:
         }
         self._parent.log_params({**flatten(content), **flatten({"data_counts": counts})})
         for name in ("config.yaml", "method.yaml"):
-            self._parent.log_file(run_folder / name)
+            self._parent.log_file(config.run_folder / name)
         self._parent.log_file(config.splits_file)
         for node in graph.nodes:
             chosen = content["train"]["teacher"]
@@ -162,12 +156,10 @@ class CohortTracker:
 
     def finish(self, status: str) -> None:
         """End every run. A store that is away by now does not undo a training."""
-        import sys
-
         from mlflow.exceptions import MlflowException
 
         for run in (*self._nested.values(), self._parent):
             try:
                 run.finish(status)
             except (MlflowException, OSError) as error:
-                print(f"warning: MLflow run {run.run_id} stays open: {error}", file=sys.stderr)
+                warn(f"the MLflow run {run.run_id} stays open: {str(error)[:200]}")

@@ -14,7 +14,7 @@ import yaml
 
 from medkd import __version__
 from medkd.config import Config, NetworkConfig
-from medkd.datasets.patches import seed_of
+from medkd.datasets.patches import EpochSampler, PatchDataset, seed_of
 from medkd.datasets.tables import SlideRow
 from medkd.distill.cohort import Cohort
 from medkd.distill.graph import Graph, Method, expand, load_method
@@ -104,6 +104,7 @@ def run_train_stage(
         checkpoint.forget(folder)
     found = checkpoint.load_checkpoint(checkpoints, identity)
     done, state = found if found is not None else (checkpoint.Progress(), None)
+    resumed_from = done.epochs_done
     write_text(folder / "config.yaml", yaml.safe_dump(config.resolved(), sort_keys=False))
     write_text(folder / "method.yaml", method.text)
 
@@ -115,67 +116,80 @@ def run_train_stage(
         cohort.load_state_dict(state["cohort"])
         engine.optimizer.load_state_dict(state["optimizer"])
         engine.schedule.load_state_dict(state["schedule"])
-    tracker = CohortTracker(config, graph, cohort, method.text, table, folder)
-    resumed_from = done.epochs_done
+    run = _Run(
+        config=config,
+        graph=graph,
+        table=table,
+        cohort=cohort,
+        engine=engine,
+        dataset=dataset,
+        sampler=sampler,
+        steps_per_epoch=steps,
+        identity=identity,
+        tracker=CohortTracker(config, graph, cohort, table),
+    )
     try:
-        _train(config, graph, table, engine, (dataset, sampler, steps), done, identity, tracker)
-        best_folder = checkpoint.epoch_folder(checkpoints, done.best_epoch)
-        for name, network in cohort.nodes.items():
-            checkpoint.load_network(best_folder / f"{name}.safetensors", network)
-        result = _finish(config, graph, table, cohort, done, resumed_from, tracker)
+        _train(run, done)
+        result = _finish(run, done, resumed_from)
     except BaseException as error:
-        tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        run.tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
-    tracker.finish("FINISHED")
+    run.tracker.finish("FINISHED")
     return result
 
 
-def _train(
-    config: Config,
-    graph: Graph,
-    table: TileTable,
-    engine: Engine,
-    data: tuple[Any, Any, int],
-    done: checkpoint.Progress,
-    identity: str,
-    tracker: CohortTracker,
-) -> None:
-    dataset, sampler, steps = data
+@dataclass(frozen=True)
+class _Run:
+    config: Config
+    graph: Graph
+    table: TileTable
+    cohort: Cohort
+    engine: Engine
+    dataset: PatchDataset
+    sampler: EpochSampler
+    steps_per_epoch: int
+    identity: str
+    tracker: CohortTracker
+
+
+def _train(run: _Run, done: checkpoint.Progress) -> None:
+    config, engine = run.config, run.engine
     checkpoints = config.run_folder / "checkpoints"
-    held_out = table.tiles[table.tiles["role"] == "validation"].reset_index(drop=True)
+    held_out = run.table.tiles[run.table.tiles["role"] == "validation"].reset_index(drop=True)
     validation = evaluation_batches(config, held_out, cache=True)
     positive = config.data.classes.index(config.data.positive)
-    total = steps * config.train.epochs
-    with progress("training", total, done=steps * done.epochs_done) as advance:
-        for epoch in range(done.epochs_done, config.train.epochs):
+    total, first = run.steps_per_epoch * config.train.epochs, done.epochs_done
+    with progress("training", total, done=run.steps_per_epoch * first) as advance:
+        for epoch in range(first, config.train.epochs):
             began = time.monotonic()
             # Dropout draws from this; the epoch alone decides it, so a resume draws the same.
             torch.manual_seed(seed_of(config.seed, 1_000_000 + epoch))
-            terms = train_epoch(engine, epoch_batches(dataset, sampler, config, epoch), advance)
+            batches = epoch_batches(run.dataset, run.sampler, config, epoch)
+            terms = train_epoch(engine, batches, advance)
             probabilities, labels = predict_tiles(engine.forward, engine.fabric.device, validation)
-            metrics = evaluate(probabilities, labels, graph.deployed, positive)
+            metrics = evaluate(probabilities, labels, run.graph.deployed, positive)
             rows = _curve_rows(epoch + 1, terms, metrics)
             done.curves += rows
             done.epochs_done = epoch + 1
-            done.seconds += time.monotonic() - began
             log_loss = metrics[ENSEMBLE]["log_loss"]
             if log_loss < done.best_log_loss:
                 done.best_log_loss, done.best_epoch = log_loss, epoch + 1
                 checkpoint.save_networks(
-                    checkpoint.epoch_folder(checkpoints, epoch + 1), dict(engine.cohort.nodes)
+                    checkpoint.epoch_folder(checkpoints, epoch + 1), dict(run.cohort.nodes)
                 )
+            done.seconds += time.monotonic() - began
             checkpoint.save_checkpoint(
                 checkpoints,
-                identity,
+                run.identity,
                 done,
                 {
-                    "cohort": engine.cohort.state_dict(),
+                    "cohort": run.cohort.state_dict(),
                     "optimizer": engine.optimizer.state_dict(),
                     "schedule": engine.schedule.state_dict(),
                 },
             )
             checkpoint.keep_only(checkpoints, done.best_epoch)
-            tracker.log_epoch(epoch + 1, rows)
+            run.tracker.log_epoch(epoch + 1, rows)
             advance(0, note=f"epoch {epoch + 1}: validation log loss {log_loss:.3f}")
 
 
@@ -194,15 +208,11 @@ def _curve_rows(
     return rows
 
 
-def _finish(
-    config: Config,
-    graph: Graph,
-    table: TileTable,
-    cohort: Cohort,
-    done: checkpoint.Progress,
-    resumed_from: int,
-    tracker: CohortTracker,
-) -> TrainResult:
+def _finish(run: _Run, done: checkpoint.Progress, resumed_from: int) -> TrainResult:
+    config, graph, table, cohort = run.config, run.graph, run.table, run.cohort
+    best_folder = checkpoint.epoch_folder(config.run_folder / "checkpoints", done.best_epoch)
+    for name, network in cohort.nodes.items():
+        checkpoint.load_network(best_folder / f"{name}.safetensors", network)
     folder = config.run_folder
     checkpoint.save_networks(folder / "networks", dict(cohort.nodes))
     with atomic_path(folder / "curves.csv") as path:
@@ -213,7 +223,7 @@ def _finish(
         if row["epoch"] == done.best_epoch and kind == "validation":
             best.setdefault(row["network"], {})[name] = row["value"]
     parameters = {name: count_parameters(network) for name, network in cohort.nodes.items()}
-    write_model_package(config, graph, table, cohort, done, tracker.run_id)
+    write_model_package(config, graph, table, cohort, done, run.tracker.run_id)
     checkpoint.write_completion(
         folder,
         {
@@ -236,7 +246,7 @@ def _finish(
             "seconds": round(done.seconds, 1),
         },
     )
-    tracker.log_result(done.best_epoch, best)
+    run.tracker.log_result(done.best_epoch, best)
     return TrainResult(
         run_folder=folder,
         resumed_from=resumed_from,
@@ -244,5 +254,5 @@ def _finish(
         best=best,
         parameters=parameters,
         seconds=done.seconds,
-        mlflow_run_id=tracker.run_id,
+        mlflow_run_id=run.tracker.run_id,
     )
