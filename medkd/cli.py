@@ -179,7 +179,7 @@ def predict(config: ConfigOption = None, assignments: SetOption = None) -> None:
 def aggregate(config: ConfigOption = None, assignments: SetOption = None) -> None:
     """Pool tiles to slide and patient calls, and freeze the operating point into the model."""
     settings = _load(config, assignments)
-    from medkd.training.aggregate_stage import run_aggregate_stage
+    from medkd.slide_level.aggregate_stage import run_aggregate_stage
 
     result = run_aggregate_stage(settings)
     _table(

@@ -7,6 +7,7 @@ same runs.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -16,13 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medkd.config import Config
-from medkd.errors import TrackingError
-from medkd.files import make_folder
+from medkd.errors import StageError, TrackingError
+from medkd.files import make_folder, write_json
 from medkd.progress import warn
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
+
+RUN_IDS_FILE = "mlflow.json"
 
 # MLflow refuses more in one request.
 _METRICS_PER_BATCH = 1000
@@ -171,6 +174,39 @@ def open_run(
         all_tags[MLFLOW_PARENT_RUN_ID] = parent_id
     run = client.create_run(experiment_id, run_name=name, tags=all_tags)
     return TrackedRun(client, run.info.run_id)
+
+
+def write_run_ids(run_folder: Path, uri: str, runs: Mapping[str, str]) -> None:
+    """Note the ids of a training's runs: ``parent`` and each network."""
+    write_json(run_folder / RUN_IDS_FILE, {"tracking_uri": uri, "runs": dict(runs)})
+
+
+def read_run_ids(run_folder: Path, uri: str) -> dict[str, str]:
+    """The noted ids, or none if they belong to another store than ``uri``."""
+    path = run_folder / RUN_IDS_FILE
+    if not path.exists():
+        return {}
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return dict(content["runs"]) if content["tracking_uri"] == uri else {}
+
+
+def open_tracked_runs(config: Config) -> dict[str, TrackedRun]:
+    """The runs of a finished training, for a later stage to write into.
+
+    Raises:
+        StageError: the training was tracked in another store.
+        TrackingError: the store does not answer.
+    """
+    uri = tracking_uri(config)
+    run_ids = read_run_ids(config.run_folder, uri)
+    if not run_ids:
+        raise StageError(
+            "the training was not tracked in this MLflow store",
+            where=uri,
+            remedy="Set MLFLOW_TRACKING_URI and mlflow.tracking_uri as they were in training.",
+        )
+    client, _ = connect(config)
+    return {name: TrackedRun(client, run_id) for name, run_id in run_ids.items()}
 
 
 def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -45,9 +45,8 @@ def test_not_a_number_never_gets_into_json(tmp_path: Path) -> None:
 
 def test_full_disk(tmp_path: Path) -> None:
     # A real refusal of the system: /dev/full answers every write with "no space left".
-    full = Path("/dev/full").open("wb", buffering=0)
-    with full, pytest.raises(OutputError) as error, atomic_path(tmp_path / "a.bin"):
-        full.write(b"x")
+    with pytest.raises(OutputError) as error, atomic_path(tmp_path / "a.bin"):
+        Path("/dev/full").write_bytes(b"x")
     assert str(error.value).startswith(f"{tmp_path}/a.bin: no space left on the disk. Free some")
     assert list(tmp_path.iterdir()) == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from medkd.errors import TrainingError
+from medkd.errors import StageError, TrainingError
 from medkd.files import atomic_path, make_folder, remove_stale_temporaries, write_json
 
 
@@ -132,6 +133,24 @@ def keep_only(folder: Path, epoch: int) -> None:
 def write_completion(folder: Path, content: dict[str, Any]) -> None:
     """Mark a run as finished."""
     write_json(folder / "training.json", content)
+
+
+def read_completion(run_folder: Path) -> dict[str, Any]:
+    """What a finished run wrote about itself.
+
+    Raises:
+        StageError: the run is not finished.
+    """
+    path = run_folder / "training.json"
+    if not path.exists():
+        raise StageError(
+            "holds no finished training",
+            where=run_folder,
+            remedy="Run 'medkd train' with the same configuration first; it goes on where it "
+            "stopped.",
+        )
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
 
 
 def forget(run_folder: Path) -> None:

@@ -111,21 +111,32 @@ def train_epoch(
 
 @torch.no_grad()
 def predict_tiles(
-    engine_forward: nn.Module, device: torch.device, batches: Iterable[dict[str, Tensor]]
+    forward: nn.Module,
+    device: torch.device,
+    batches: Iterable[dict[str, Tensor]],
+    advance: Advance | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Probabilities of every node on every tile.
+
+    Args:
+        forward: the cohort, as Fabric wraps it.
+        device: where it lies.
+        batches: as the loaders of ``medkd.training.data`` give them.
+        advance: told how many tiles each batch had.
 
     Returns:
         Node name to float32 N x classes on the CPU, and the labels, int64 N.
     """
-    engine_forward.eval()
+    forward.eval()
     collected: dict[str, list[Tensor]] = {}
     labels: list[Tensor] = []
     for batch in batches:
         images = batch["image"].to(device, non_blocking=True, memory_format=torch.channels_last)
-        for name, logits in engine_forward(images).items():
+        for name, logits in forward(images).items():
             collected.setdefault(name, []).append(torch.softmax(logits.float(), dim=1))
         labels.append(batch["label"])
+        if advance is not None:
+            advance(len(images))
     return {name: torch.cat(parts).cpu() for name, parts in collected.items()}, torch.cat(labels)
 
 

@@ -2,50 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from medkd import __version__
 from medkd.config import Config
 from medkd.distill.cohort import Cohort
 from medkd.distill.graph import Graph
-from medkd.errors import StageError
-from medkd.files import write_json
 from medkd.networks.zoo import count_parameters
 from medkd.progress import warn
-from medkd.tracking import TrackedRun, connect, flatten, open_run, tracking_uri
+from medkd.tracking import (
+    TrackedRun,
+    connect,
+    flatten,
+    open_run,
+    read_run_ids,
+    tracking_uri,
+    write_run_ids,
+)
 from medkd.training.data import TileTable
 from medkd.training.loop import ENSEMBLE
-
-RUN_IDS_FILE = "mlflow.json"
-
-
-def read_run_ids(run_folder: Path, uri: str) -> dict[str, str]:
-    """Run ids by name (``parent`` and each network), if they belong to the store at ``uri``."""
-    path = run_folder / RUN_IDS_FILE
-    if not path.exists():
-        return {}
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return content["runs"] if content["tracking_uri"] == uri else {}
-
-
-def open_parent_run(config: Config) -> TrackedRun:
-    """The parent run of a finished training, for a later stage to write into.
-
-    Raises:
-        StageError: the training was tracked in another store.
-    """
-    run_id = read_run_ids(config.run_folder, tracking_uri(config)).get("parent")
-    if run_id is None:
-        raise StageError(
-            "the training was not tracked in this MLflow store",
-            where=tracking_uri(config),
-            remedy="Set MLFLOW_TRACKING_URI and mlflow.tracking_uri as they were in training.",
-        )
-    client, _ = connect(config)
-    return TrackedRun(client, run_id)
 
 
 class CohortTracker:
@@ -76,17 +52,8 @@ class CohortTracker:
                 parent_id=self._parent.run_id,
                 tags={"medkd.role": node.role, "medkd.method": graph.method},
             )
-        write_json(
-            run_folder / RUN_IDS_FILE,
-            {
-                "tracking_uri": uri,
-                "experiment_id": experiment,
-                "runs": {
-                    "parent": self._parent.run_id,
-                    **{name: run.run_id for name, run in self._nested.items()},
-                },
-            },
-        )
+        nested = {name: run.run_id for name, run in self._nested.items()}
+        write_run_ids(run_folder, uri, {"parent": self._parent.run_id, **nested})
         if not known:
             self._log_beginning(config, graph, cohort, table)
 

@@ -1,0 +1,312 @@
+"""Slides through OpenSlide: every format it knows, region by region."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import openslide
+from PIL import Image
+
+from medkd.config import TileConfig
+from medkd.errors import SlideError
+from medkd.slides.reader import RegionUnreadableError, SlideProperties
+from medkd.slides.resolution import MppMetadata, Resolution, believed_resolution
+
+# A pyramid's 2.0005 counts as 2: the next finer level would cost four times the pixels.
+_LEVEL_TOLERANCE = 1.01
+
+# Half a pixel past the edge is rounding; more is a caller's mistake.
+_BOUNDS_TOLERANCE_PX = 0.5
+
+# A thumbnail is read in blocks of at most this side, pixels of the level, so that memory does
+# not grow with the slide. Blocks that fail are quartered down to the smallest side.
+_BLOCK_PX = 2048
+_SMALLEST_BLOCK_PX = 256
+
+_FINGERPRINT_BLOCKS = 16
+_FINGERPRINT_BLOCK_BYTES = 4096
+
+
+class OpenSlideReader:
+    """A :class:`medkd.slides.reader.SlideReader` over an OpenSlide handle.
+
+    Made by :func:`open_openslide`.
+    """
+
+    def __init__(
+        self, handle: openslide.OpenSlide, properties: SlideProperties, warnings: tuple[str, ...]
+    ) -> None:
+        self._handle: openslide.OpenSlide | None = handle
+        self._level_sizes = handle.level_dimensions
+        self.properties = properties
+        self.warnings = warnings
+
+    def read_region(
+        self, x: float, y: float, width_px: int, height_px: int, mpp: float
+    ) -> np.ndarray:
+        """Read from the next finer level and resample; see the protocol.
+
+        PIL's Hamming filter with antialiasing is an area average with soft edges. Plain box
+        averaging is not used: for scales such as 1.002 it drops a row every 500 pixels.
+        """
+        properties = self.properties
+        scale = mpp / properties.mpp
+        width, height = width_px * scale, height_px * scale
+        tolerance = _BOUNDS_TOLERANCE_PX
+        if (
+            min(x, y) < -tolerance
+            or x + width > properties.width_px + tolerance
+            or y + height > properties.height_px + tolerance
+        ):
+            raise ValueError(
+                f"region {width:.1f} x {height:.1f} px at ({x:g}, {y:g}) is outside the slide's "
+                f"{properties.width_px} x {properties.height_px} px"
+            )
+        level, downsample = self._level_for(scale)
+        # Begin on a whole pixel of the level: OpenSlide would blur a fraction of one.
+        corner = [math.floor(math.floor(max(at, 0) / downsample) * downsample) for at in (x, y)]
+        offset = [
+            max(at - start, 0.0) / downsample for at, start in zip((x, y), corner, strict=True)
+        ]
+        end = [
+            min(start + length / downsample, size - at / downsample)
+            for start, length, size, at in zip(
+                offset, (width, height), self._level_sizes[level], corner, strict=True
+            )
+        ]
+        size = (max(math.ceil(end[0] - 1e-6), 1), max(math.ceil(end[1] - 1e-6), 1))
+        image = self._read_level(corner[0], corner[1], level, size)
+        box = (offset[0], offset[1], min(end[0], size[0]), min(end[1], size[1]))
+        resized = image.resize((width_px, height_px), Image.Resampling.HAMMING, box=box)
+        return np.array(resized)
+
+    def thumbnail(self, mpp: float) -> tuple[np.ndarray, np.ndarray]:
+        """Read the whole slide in blocks of bounded size; see the protocol."""
+        scale = mpp / self.properties.mpp
+        # A slide of less than one such pixel still gives one.
+        columns = max(math.floor(self.properties.width_px / scale + 1e-6), 1)
+        rows = max(math.floor(self.properties.height_px / scale + 1e-6), 1)
+        image = np.full((rows, columns, 3), 255, np.uint8)
+        readable = np.ones((rows, columns), bool)
+        per_level_px = scale / self._level_for(scale)[1]
+        side = max(math.floor(_BLOCK_PX / per_level_px), 1)
+        smallest = max(math.floor(_SMALLEST_BLOCK_PX / per_level_px), 1)
+        blocks = [
+            (left, top, min(side, columns - left), min(side, rows - top))
+            for top in range(0, rows, side)
+            for left in range(0, columns, side)
+        ]
+        while blocks:
+            left, top, width, height = blocks.pop()
+            here = np.s_[top : top + height, left : left + width]
+            try:
+                image[here] = self.read_region(left * scale, top * scale, width, height, mpp)
+            except RegionUnreadableError:
+                if max(width, height) <= smallest:
+                    readable[here] = False
+                    continue
+                blocks.extend(_quarters(left, top, width, height))
+        return image, readable
+
+    def close(self) -> None:
+        """Release the file."""
+        if self._handle is not None:
+            self._handle.close()
+            self._handle = None
+
+    def _level_for(self, scale: float) -> tuple[int, float]:
+        """The coarsest level that is no coarser than ``scale``, and its downsample."""
+        downsamples = self.properties.level_downsamples
+        fine_enough = [
+            (downsample, level)
+            for level, downsample in enumerate(downsamples)
+            if downsample <= scale * _LEVEL_TOLERANCE
+        ]
+        downsample, level = max(fine_enough, default=(downsamples[0], 0))
+        return level, downsample
+
+    def _read_level(self, x: int, y: int, level: int, size: tuple[int, int]) -> Image.Image:
+        try:
+            if self._handle is None:
+                self._handle = openslide.OpenSlide(self.properties.path)
+            region = self._handle.read_region((x, y), level, size)
+        except (openslide.OpenSlideError, OSError) as error:
+            # After one error OpenSlide's handle refuses every later read: begin a new one.
+            self.close()
+            raise RegionUnreadableError(str(error)) from error
+        if region.getextrema()[3] == (255, 255):
+            return region.convert("RGB")
+        white = Image.new("RGBA", region.size, "white")
+        return Image.alpha_composite(white, region).convert("RGB")
+
+
+def open_openslide(
+    path: Path,
+    parameters: TileConfig,
+    *,
+    slide_id: str | None = None,
+    table_mpp: float | None = None,
+    override_mpp: float | None = None,
+) -> OpenSlideReader:
+    """Open the slide at ``path`` and settle its resolution.
+
+    Raises:
+        SlideError: it cannot be opened, or :func:`believed_resolution` refuses it.
+    """
+    handle = _open_handle(path)
+    try:
+        resolution = believed_resolution(
+            _mpp_metadata(handle), parameters, path, table_mpp=table_mpp, override_mpp=override_mpp
+        )
+        properties = _properties(handle, path, slide_id or path.stem, resolution)
+    except BaseException:
+        handle.close()
+        raise
+    return OpenSlideReader(handle, properties, resolution.warnings)
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 over the file's size and 16 blocks of 4 KiB spread evenly from end to end.
+
+    Cheap for any size. It tells one scan from another, and a re-exported or truncated file from
+    what it was; it is no checksum of every byte.
+    """
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    last = max(size - _FINGERPRINT_BLOCK_BYTES, 0)
+    with path.open("rb") as file:
+        for block in range(_FINGERPRINT_BLOCKS):
+            file.seek(last * block // (_FINGERPRINT_BLOCKS - 1))
+            digest.update(file.read(_FINGERPRINT_BLOCK_BYTES))
+    return digest.hexdigest()
+
+
+def _open_handle(path: Path) -> openslide.OpenSlide:
+    if path.is_dir():
+        raise SlideError(
+            "is_a_folder",
+            "is a folder, not a slide",
+            where=path,
+            remedy="Name the slide's file; of a MIRAX slide the .mrxs file, of a DICOM series "
+            "one of its .dcm files.",
+        )
+    try:
+        # OpenSlide tells every refusal of the system as 'unsupported or missing'.
+        with path.open("rb") as file:
+            file.read(1)
+    except FileNotFoundError:
+        raise SlideError(
+            "no_such_file", "no such file", where=path, remedy="Correct the slide's path."
+        ) from None
+    except PermissionError:
+        raise SlideError(
+            "no_permission",
+            "no permission to read it",
+            where=path,
+            remedy=f"Give the user {_user()} the right to read the file and its folders.",
+        ) from None
+    except OSError as error:
+        raise SlideError(
+            "unreadable_file",
+            f"cannot be read: {error.strerror or error}",
+            where=path,
+            remedy="Check the disk or network drive that it lies on.",
+        ) from error
+    try:
+        return openslide.OpenSlide(path)
+    except openslide.OpenSlideUnsupportedFormatError:
+        raise _unknown_format(path) from None
+    except openslide.OpenSlideError as error:
+        reason = str(error).removeprefix(f"Reading {path}:").strip().rstrip(".")
+        raise SlideError(
+            "openslide_refused",
+            f"OpenSlide cannot open it: {reason}",
+            where=path,
+            remedy="Check that the file was copied whole, or export it again as 8-bit RGB.",
+        ) from None
+
+
+def _unknown_format(path: Path) -> SlideError:
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if not magic:
+        return SlideError(
+            "empty_file", "is an empty file", where=path, remedy="Copy the slide again."
+        )
+    if magic[:2] in (b"II", b"MM"):
+        try:
+            # Pillow reads the first directory only, so this is cheap for any TIFF.
+            with Image.open(path) as image:
+                tiled = 322 in image.tag_v2  # type: ignore[attr-defined]  # TileWidth
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            tiled = True
+        if not tiled:
+            return SlideError(
+                "untiled_tiff",
+                "is an untiled TIFF, which cannot be read region by region",
+                where=path,
+                remedy="Convert it to a pyramidal tiled TIFF, for example with "
+                "'vips tiffsave IN OUT --tile --pyramid', and give its mpp.",
+            )
+    return SlideError(
+        "unknown_format",
+        "is not a slide in a format that OpenSlide knows",
+        where=path,
+        remedy="Check that the file was copied whole; otherwise convert it to a pyramidal tiled "
+        "TIFF.",
+    )
+
+
+def _mpp_metadata(handle: openslide.OpenSlide) -> MppMetadata:
+    return MppMetadata(
+        mpp_x=_positive(handle, openslide.PROPERTY_NAME_MPP_X),
+        mpp_y=_positive(handle, openslide.PROPERTY_NAME_MPP_Y),
+        objective_power=_positive(handle, openslide.PROPERTY_NAME_OBJECTIVE_POWER),
+    )
+
+
+def _positive(handle: openslide.OpenSlide, name: str) -> float | None:
+    try:
+        value = float(handle.properties.get(name, "nan"))
+    except ValueError:
+        return None
+    return value if math.isfinite(value) and value > 0 else None
+
+
+def _properties(
+    handle: openslide.OpenSlide, path: Path, slide_id: str, resolution: Resolution
+) -> SlideProperties:
+    width_px, height_px = handle.dimensions
+    return SlideProperties(
+        slide_id=slide_id,
+        path=path,
+        width_px=width_px,
+        height_px=height_px,
+        mpp=resolution.mpp,
+        mpp_source=resolution.source,
+        vendor=handle.properties.get(openslide.PROPERTY_NAME_VENDOR, ""),
+        objective_power=_positive(handle, openslide.PROPERTY_NAME_OBJECTIVE_POWER),
+        synthetic=handle.properties.get("aperio.Synthetic") == "medkd",
+        fingerprint=fingerprint(path),
+        level_downsamples=tuple(handle.level_downsamples),
+        reader=f"openslide {openslide.__library_version__}",
+    )
+
+
+def _quarters(left: int, top: int, width: int, height: int) -> list[tuple[int, int, int, int]]:
+    half_width, half_height = math.ceil(width / 2), math.ceil(height / 2)
+    return [
+        (x, y, w, h)
+        for y, h in ((top, half_height), (top + half_height, height - half_height))
+        for x, w in ((left, half_width), (left + half_width, width - half_width))
+        if w > 0 and h > 0
+    ]
+
+
+def _user() -> str:
+    # Windows has no numeric user.
+    return str(os.getuid()) if hasattr(os, "getuid") else "of this process"

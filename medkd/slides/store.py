@@ -1,0 +1,143 @@
+"""The tile store: one zip of JPEGs for each slide, and the index over all of them."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+
+from medkd.errors import StageError
+from medkd.files import atomic_path
+
+# The earliest date a zip can hold: the same slide gives the same bytes on any day.
+_ZIP_DATE = (1980, 1, 1, 0, 0, 0)
+
+
+def encode_tile(pixels: np.ndarray, quality: int) -> bytes:
+    """Encode a tile (uint8, height x width x 3, RGB) as JPEG; the same pixels, the same bytes.
+
+    Colour is kept at full resolution (4:4:4): stains are told apart by colour. On tiles of two
+    real slides quality 90 at 4:4:4 takes the bytes of quality 95 at 4:2:0 with half its error
+    (mean 2.2 against 4.1 of 255 levels).
+    """
+    return simplejpeg.encode_jpeg(
+        np.ascontiguousarray(pixels), quality=quality, colorspace="RGB", colorsubsampling="444"
+    )
+
+
+def decode_tile(data: bytes) -> np.ndarray:
+    """Decode a stored tile to uint8, height x width x 3, RGB."""
+    return simplejpeg.decode_jpeg(data, colorspace="RGB")
+
+
+class TileStoreWriter:
+    """Adds encoded tiles to a store; made by :func:`writing_store`."""
+
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        self._archive = archive
+
+    def add(self, x: int, y: int, jpeg: bytes) -> None:
+        """Store the tile whose top left corner is (x, y), level-0 pixels."""
+        entry = zipfile.ZipInfo(f"{x}_{y}.jpg", _ZIP_DATE)
+        # The permissions and system of the machine would otherwise be written too.
+        entry.create_system = 3
+        entry.external_attr = 0o644 << 16
+        self._archive.writestr(entry, jpeg, zipfile.ZIP_STORED)
+
+
+@contextmanager
+def writing_store(path: Path) -> Iterator[TileStoreWriter]:
+    """Write the store at ``path``, whole or not at all.
+
+    Raises:
+        OutputError: no permission, or no space.
+    """
+    with atomic_path(path) as temporary:
+        # The zip is closed by hand: after a full disk its closing fails a second time, and
+        # that error must not hide the first.
+        archive = zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED)
+        try:
+            yield TileStoreWriter(archive)
+        except BaseException:
+            if archive.fp is not None:
+                archive.fp.close()
+                archive.fp = None
+            raise
+        archive.close()
+
+
+class TileStore:
+    """Reads tiles of one store.
+
+    The file is opened at the first read, and again in every process that reads, so that a store
+    can be handed to loader workers of any start method.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._archive: zipfile.ZipFile | None = None
+        self._pid = 0
+
+    def coordinates(self) -> list[tuple[int, int]]:
+        """The (x, y) of every tile, in the order of the file."""
+        return [_coordinates(name) for name in self._open().namelist()]
+
+    def read(self, x: int, y: int) -> np.ndarray:
+        """The tile at (x, y): uint8, height x width x 3, RGB.
+
+        Raises:
+            StageError: there is no such tile or store, or the store is damaged.
+        """
+        return decode_tile(self.read_bytes(x, y))
+
+    def read_bytes(self, x: int, y: int) -> bytes:
+        """The JPEG of the tile at (x, y); raises as :meth:`read`."""
+        try:
+            return self._open().read(f"{x}_{y}.jpg")
+        except KeyError:
+            raise self._unusable(f"has no tile at ({x}, {y})") from None
+        except zipfile.BadZipFile as error:
+            raise self._unusable(f"is damaged at ({x}, {y}): {error}") from error
+
+    def close(self) -> None:
+        """Release the file."""
+        if self._archive is not None and self._pid == os.getpid():
+            self._archive.close()
+        self._archive = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "_archive": None, "_pid": 0}
+
+    def __enter__(self) -> TileStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open(self) -> zipfile.ZipFile:
+        # A forked process shares its parent's file position: each needs a file of its own.
+        if self._archive is None or self._pid != os.getpid():
+            try:
+                self._archive = zipfile.ZipFile(self.path)
+            except FileNotFoundError:
+                raise self._unusable("no such tile store") from None
+            except (zipfile.BadZipFile, IsADirectoryError) as error:
+                raise self._unusable(f"is not a tile store: {error}") from error
+            self._pid = os.getpid()
+        return self._archive
+
+    def _unusable(self, what: str) -> StageError:
+        return StageError(
+            what, where=self.path, remedy="Delete the file and run 'medkd tile' again."
+        )
+
+
+def _coordinates(name: str) -> tuple[int, int]:
+    x, _, y = name.removesuffix(".jpg").partition("_")
+    return int(x), int(y)
