@@ -138,7 +138,7 @@ class OpenSlideReader:
             # After one error OpenSlide's handle refuses every later read: begin a new one.
             self.close()
             raise RegionUnreadableError(str(error)) from error
-        if region.getextrema()[3] == (255, 255):
+        if region.getchannel("A").getextrema() == (255, 255):
             return region.convert("RGB")
         white = Image.new("RGBA", region.size, "white")
         return Image.alpha_composite(white, region).convert("RGB")

@@ -4,16 +4,32 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import simplejpeg
 
 from medkd.errors import StageError
 from medkd.files import atomic_path
+
+INDEX_NAME = "index.parquet"
+INDEX_COLUMNS = {
+    "slide_id": "string",
+    "patient_id": "string",
+    "x": "int32",
+    "y": "int32",
+    "mpp": "float64",
+    "size_px": "int32",
+    "tissue_fraction": "float32",
+    "focus": "float32",
+}
+
+_TILE_FIRST = "Run 'medkd tile' first."
 
 # The earliest date a zip can hold: the same slide gives the same bytes on any day.
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)
@@ -36,15 +52,28 @@ def decode_tile(data: bytes) -> np.ndarray:
     return simplejpeg.decode_jpeg(data, colorspace="RGB")
 
 
+@dataclass(frozen=True)
+class StoredTile:
+    """What the store says of one tile. ``x``, ``y``: top left corner, level-0 pixels."""
+
+    x: int
+    y: int
+    tissue_fraction: float
+    focus: float
+
+
 class TileStoreWriter:
     """Adds encoded tiles to a store; made by :func:`writing_store`."""
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self._archive = archive
 
-    def add(self, x: int, y: int, jpeg: bytes) -> None:
-        """Store the tile whose top left corner is (x, y), level-0 pixels."""
-        entry = zipfile.ZipInfo(f"{x}_{y}.jpg", _ZIP_DATE)
+    def add(self, tile: StoredTile, jpeg: bytes) -> None:
+        """Store one tile; its figures go into the entry's comment."""
+        entry = zipfile.ZipInfo(f"{tile.x}_{tile.y}.jpg", _ZIP_DATE)
+        entry.comment = (
+            f"tissue_fraction={tile.tissue_fraction:.4f} focus={tile.focus:.5f}".encode()
+        )
         # The permissions and system of the machine would otherwise be written too.
         entry.create_system = 3
         entry.external_attr = 0o644 << 16
@@ -84,9 +113,9 @@ class TileStore:
         self._archive: zipfile.ZipFile | None = None
         self._pid = 0
 
-    def coordinates(self) -> list[tuple[int, int]]:
-        """The (x, y) of every tile, in the order of the file."""
-        return [_coordinates(name) for name in self._open().namelist()]
+    def tiles(self) -> list[StoredTile]:
+        """Every tile, in the order of the file; no image is read."""
+        return [_stored_tile(entry) for entry in self._open().infolist()]
 
     def read(self, x: int, y: int) -> np.ndarray:
         """The tile at (x, y): uint8, height x width x 3, RGB.
@@ -138,6 +167,56 @@ class TileStore:
         )
 
 
-def _coordinates(name: str) -> tuple[int, int]:
-    x, _, y = name.removesuffix(".jpg").partition("_")
-    return int(x), int(y)
+def write_index(folder: Path, slides: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """Write ``index.parquet``: one row for each tile of ``slides``, and return it.
+
+    Args:
+        folder: of the stores.
+        slides: the JSON records of the slides that belong in it. Other stores in the folder,
+            left by an earlier table, stay out.
+
+    Raises:
+        OutputError: no permission, or no space.
+        StageError: a slide's store is missing or damaged.
+    """
+    parts = []
+    for record in slides:
+        with TileStore(folder / f"{record['slide_id']}.zip") as store:
+            part = pd.DataFrame(store.tiles(), columns=["x", "y", "tissue_fraction", "focus"])
+        part["slide_id"] = record["slide_id"]
+        part["patient_id"] = record["patient_id"]
+        part["mpp"] = record["parameters"]["mpp"]
+        part["size_px"] = record["parameters"]["size_px"]
+        parts.append(part)
+    empty = pd.DataFrame(columns=list(INDEX_COLUMNS))
+    index = pd.concat(parts, ignore_index=True) if parts else empty
+    index = index[list(INDEX_COLUMNS)].astype(INDEX_COLUMNS)
+    with atomic_path(folder / INDEX_NAME) as temporary:
+        index.to_parquet(temporary, index=False)
+    return index
+
+
+def read_index(folder: Path) -> pd.DataFrame:
+    """The index of the tile stores in ``folder``: one row for each tile, :data:`INDEX_COLUMNS`.
+
+    Raises:
+        StageError: there is none, or it is not one.
+    """
+    path = folder / INDEX_NAME
+    try:
+        index = pd.read_parquet(path)
+    except FileNotFoundError:
+        raise StageError("no tiles are there yet", where=path, remedy=_TILE_FIRST) from None
+    except (OSError, ValueError) as error:
+        # pyarrow's own errors are among both.
+        raise StageError(f"cannot be read: {error}", where=path, remedy=_TILE_FIRST) from error
+    missing = [name for name in INDEX_COLUMNS if name not in index.columns]
+    if missing:
+        raise StageError(f"lacks the columns {', '.join(missing)}", where=path, remedy=_TILE_FIRST)
+    return index
+
+
+def _stored_tile(entry: zipfile.ZipInfo) -> StoredTile:
+    x, _, y = entry.filename.removesuffix(".jpg").partition("_")
+    figures = dict(part.split("=") for part in entry.comment.decode().split())
+    return StoredTile(int(x), int(y), float(figures["tissue_fraction"]), float(figures["focus"]))

@@ -1,0 +1,109 @@
+"""What makes a tile unfit: pen ink, blackness, blur. Each is measured at one physical scale."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+COARSE_MPP = 8.0
+"""Micrometres per pixel at which ink and blackness are looked for: strokes are far wider than
+this, nuclei and blood cells are not, so that dark nuclei are not taken for black ink."""
+
+FOCUS_MPP = 1.0
+"""Micrometres per pixel at which focus is measured."""
+
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+_BLACK_BELOW = 40
+
+_SMALLEST_STROKE_MM2 = 0.005  # a dot of a fine pen; stained debris is smaller
+_STROKE_RIM_UM = 40.0  # ink fades out at a stroke's edge, and is out of focus
+
+
+def resample(pixels: np.ndarray, mpp: float, to_mpp: float) -> np.ndarray:
+    """Bring an RGB image (uint8, H x W x 3) from ``mpp`` to a coarser ``to_mpp``.
+
+    A finer ``to_mpp`` returns the image as it is: detail cannot be made.
+    """
+    factor = mpp / to_mpp
+    if factor >= 1:
+        return pixels
+    height, width = pixels.shape[:2]
+    size = (max(round(width * factor), 1), max(round(height * factor), 1))
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX))
+
+
+def black_mask(coarse: np.ndarray) -> np.ndarray:
+    """Where an image at :data:`COARSE_MPP` is nearly black: bool, H x W."""
+    return coarse.max(axis=-1) < _BLACK_BELOW
+
+
+def pen_mask(coarse: np.ndarray) -> np.ndarray:
+    """Where an image at :data:`COARSE_MPP` shows pen ink: bool, H x W.
+
+    Haematoxylin and eosin lie between blue-violet and pinkish red, and always let through some
+    blue. Green and blue ink lie on the other side of the hue circle, red ink absorbs green and
+    blue alike, and black ink absorbs all three.
+    """
+    red, green, blue = np.moveaxis(coarse.astype(np.float32), -1, 0)
+    brightest = coarse.max(axis=-1).astype(np.float32)
+    darkest = coarse.min(axis=-1).astype(np.float32)
+    saturation = (brightest - darkest) / np.maximum(brightest, 1)
+    green_ink = (green > 1.1 * red) & (green > 0.95 * blue) & (saturation > 0.15)
+    blue_ink = (
+        (blue > 1.4 * red) & (green > 1.02 * red) & (green > 0.3 * blue) & (saturation > 0.25)
+    )
+    red_ink = (red > 90) & (green < 0.33 * red) & (blue < 0.45 * red) & (blue < green + 40)
+    black_ink = (brightest < 80) & (brightest - darkest < 28)
+    return green_ink | blue_ink | red_ink | black_ink
+
+
+def find_pen(image: np.ndarray, mpp: float) -> np.ndarray:
+    """Pen strokes in a low-resolution image of a slide, with their pale rims: bool, H x W.
+
+    Args:
+        image: uint8, H x W x 3, RGB, about :data:`COARSE_MPP`.
+        mpp: its micrometres per pixel.
+    """
+    strokes = without_small_objects(pen_mask(image), _SMALLEST_STROKE_MM2, mpp)
+    return ndimage.binary_dilation(strokes, disc_of(2 * _STROKE_RIM_UM, mpp))
+
+
+def without_small_objects(mask: np.ndarray, least_mm2: float, mpp: float) -> np.ndarray:
+    """``mask`` without connected objects smaller than ``least_mm2``."""
+    labels, count = ndimage.label(mask, np.ones((3, 3), bool))
+    if count == 0:
+        return mask
+    large = np.bincount(labels.ravel()) >= least_mm2 / area_mm2(1, mpp)
+    large[0] = False
+    return large[labels]
+
+
+def disc_of(diameter_um: float, mpp: float) -> np.ndarray:
+    """A disc for morphology: bool, square, of odd side."""
+    radius_px = diameter_um / mpp / 2
+    grid = np.arange(-math.floor(radius_px), math.floor(radius_px) + 1)
+    return grid[:, None] ** 2 + grid[None, :] ** 2 <= radius_px**2
+
+
+def area_mm2(pixels: float, mpp: float) -> float:
+    """The area of ``pixels`` pixels of side ``mpp`` micrometres, square millimetres."""
+    return pixels * (mpp / 1000) ** 2
+
+
+def focus_score(pixels: np.ndarray, mpp: float) -> float:
+    """How sharp a tile is: fine detail relative to contrast, about 0 (blurred) to 1.
+
+    The standard deviation of the Laplacian over four times that of the grey values, at
+    :data:`FOCUS_MPP`. The ratio makes pale tissue count like dark tissue.
+
+    Args:
+        pixels: the tile, uint8, H x W x 3, RGB.
+        mpp: its micrometres per pixel.
+    """
+    grey = resample(pixels, mpp, FOCUS_MPP).astype(np.float32) @ _LUMA
+    detail = ndimage.laplace(grey, mode="nearest").std() / 4
+    return float(detail / max(grey.std(), 1.0))

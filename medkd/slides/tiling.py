@@ -1,0 +1,325 @@
+"""From a slide to its tiles: the one path that ``tile`` and ``infer`` share.
+
+Every candidate on the grid meets exactly one fate, and is counted. What the thumbnail shows to be
+background, pen or black is settled without reading it; the rest is read at the wanted resolution.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from medkd.config import TileConfig
+from medkd.errors import SlideError
+from medkd.slides.openslide_reader import open_openslide
+from medkd.slides.quality import (
+    COARSE_MPP,
+    area_mm2,
+    black_mask,
+    find_pen,
+    focus_score,
+    resample,
+)
+from medkd.slides.reader import RegionUnreadableError, SlideProperties, SlideReader
+from medkd.slides.tissue import find_tissue
+
+USED = "used"
+UNREADABLE = "unreadable"
+BACKGROUND = "background"
+PEN = "pen"
+BLACK = "black"
+OUT_OF_FOCUS = "out_of_focus"
+REJECTIONS = (BACKGROUND, PEN, BLACK, OUT_OF_FOCUS)
+"""Why a tile that could be had is not used."""
+
+# A tile of which this much is black (the scanner's void, an opaque fold) is refused.
+_MAX_BLACK = 0.5
+
+# A tile on which the thumbnail shows tissue and that is this bright throughout was not scanned
+# at full resolution, or was lost there.
+_LOST_ABOVE = 250
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One candidate of the grid.
+
+    Attributes:
+        x, y: its top left corner, level-0 pixels.
+        fate: ``used``, ``unreadable``, or why it was rejected, one of :data:`REJECTIONS`.
+        tissue_fraction: share of it that is tissue on the thumbnail; nan where the thumbnail
+            could not be read.
+        focus: see :func:`medkd.slides.quality.focus_score`; nan where it was not measured.
+        pixels: uint8, size_px x size_px x 3, RGB; None unless it is used.
+    """
+
+    x: int
+    y: int
+    fate: str
+    tissue_fraction: float
+    focus: float
+    pixels: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class TileCounts:
+    """Tiles by fate; ``candidate == used + unreadable + sum(rejected.values())``."""
+
+    candidate: int
+    used: int
+    unreadable: int
+    rejected: dict[str, int]
+
+    @classmethod
+    def of(cls, fates: Iterable[str]) -> TileCounts:
+        """Count ``fates``; every reason of :data:`REJECTIONS` is there, if only as zero."""
+        counts = Counter(fates)
+        return cls(
+            candidate=counts.total(),
+            used=counts[USED],
+            unreadable=counts[UNREADABLE],
+            rejected={reason: counts[reason] for reason in REJECTIONS},
+        )
+
+
+class ScannedSlide:
+    """An open slide with its thumbnail, tissue and grid. A context manager.
+
+    Made by :func:`open_slide_for_tiling`.
+
+    Attributes:
+        properties: of the slide.
+        parameters: how it is tiled.
+        thumbnail: uint8, height x width x 3, RGB.
+        thumbnail_mpp: micrometres per pixel of the thumbnail.
+        tissue_mask: bool, the size of the thumbnail.
+        tissue_area_mm2: of the mask.
+        warnings: what is odd about the slide, a sentence each.
+        tile_extent_px: side of a tile in level-0 pixels.
+    """
+
+    def __init__(self, reader: SlideReader, parameters: TileConfig) -> None:
+        self._reader = reader
+        self.properties: SlideProperties = reader.properties
+        self.parameters = parameters
+        scale = parameters.mpp / self.properties.mpp
+        self.tile_extent_px = parameters.size_px * scale
+        step_px = (parameters.step_px or parameters.size_px) * scale
+        self._xs = _grid(self.properties.width_px, self.tile_extent_px, step_px)
+        self._ys = _grid(self.properties.height_px, self.tile_extent_px, step_px)
+        self._check_size()
+        self.thumbnail_mpp = max(COARSE_MPP, self.properties.mpp)
+        self.thumbnail, self._readable = reader.thumbnail(self.thumbnail_mpp)
+        self.tissue_mask = find_tissue(self.thumbnail, self.thumbnail_mpp) & self._readable
+        self.tissue_area_mm2 = area_mm2(int(self.tissue_mask.sum()), self.thumbnail_mpp)
+        self.warnings = reader.warnings + self._thumbnail_warnings()
+
+    def __enter__(self) -> ScannedSlide:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the slide's file."""
+        self._reader.close()
+
+    @property
+    def candidates(self) -> int:
+        """How many tiles lie fully inside the slide's bounds."""
+        return len(self._xs) * len(self._ys)
+
+    def tiles(self) -> Iterator[Tile]:
+        """Every candidate exactly once, row by row, from the top left.
+
+        Raises:
+            SlideError: ``too_unreadable`` at the end, where more than ``max_unreadable`` of the
+                tiles that had to be read could not be.
+        """
+        tissue = self._shares(self.tissue_mask)
+        pen = self._shares(find_pen(self.thumbnail, self.thumbnail_mpp))
+        black = self._shares(black_mask(self.thumbnail))
+        unknown = self._shares(~self._readable) > 0
+        read = unreadable = 0
+        for row, y in enumerate(self._ys):
+            for column, x in enumerate(self._xs):
+                at = (row, column)
+                fraction = float(tissue[at])
+                if unknown[at]:
+                    tile = self._read_unknown(x, y)
+                elif black[at] > _MAX_BLACK:
+                    tile = Tile(x, y, BLACK, fraction, math.nan)
+                elif pen[at] > self.parameters.max_pen:
+                    tile = Tile(x, y, PEN, fraction, math.nan)
+                elif fraction < self.parameters.min_tissue:
+                    tile = Tile(x, y, BACKGROUND, fraction, math.nan)
+                else:
+                    tile = self._read(x, y, fraction)
+                if tile.fate in (USED, UNREADABLE, OUT_OF_FOCUS) or unknown[at]:
+                    read += 1
+                    unreadable += tile.fate == UNREADABLE
+                yield tile
+        self._check_readable(read, unreadable)
+
+    def _read(self, x: int, y: int, tissue_fraction: float) -> Tile:
+        side_px, mpp = self.parameters.size_px, self.parameters.mpp
+        try:
+            pixels = self._reader.read_region(x, y, side_px, side_px, mpp)
+        except RegionUnreadableError:
+            return Tile(x, y, UNREADABLE, tissue_fraction, math.nan)
+        if tissue_fraction > 0 and pixels.min() >= _LOST_ABOVE:
+            return Tile(x, y, UNREADABLE, tissue_fraction, math.nan)
+        if black_mask(resample(pixels, mpp, COARSE_MPP)).mean() > _MAX_BLACK:
+            return Tile(x, y, BLACK, tissue_fraction, math.nan)
+        focus = focus_score(pixels, mpp)
+        if focus < self.parameters.min_focus:
+            return Tile(x, y, OUT_OF_FOCUS, tissue_fraction, focus)
+        return Tile(x, y, USED, tissue_fraction, focus, pixels)
+
+    def _read_unknown(self, x: int, y: int) -> Tile:
+        """Judge a tile by its own pixels, where the thumbnail has none."""
+        tile = self._read(x, y, math.nan)
+        if tile.pixels is None:
+            return tile
+        coarse = resample(tile.pixels, self.parameters.mpp, COARSE_MPP)
+        # One tile may be less than the smallest tissue that is believed of a whole slide.
+        fraction = float(find_tissue(coarse, COARSE_MPP, smallest_mm2=0).mean())
+        fate = USED
+        if find_pen(coarse, COARSE_MPP).mean() > self.parameters.max_pen:
+            fate = PEN
+        elif fraction < self.parameters.min_tissue:
+            fate = BACKGROUND
+        return Tile(x, y, fate, fraction, tile.focus, tile.pixels if fate == USED else None)
+
+    def _shares(self, mask: np.ndarray) -> np.ndarray:
+        """The share of each candidate that ``mask`` covers: float, rows x columns.
+
+        Exact for masks of whole thumbnail pixels, whatever part of one a tile covers.
+        """
+        per_px = self.properties.mpp / self.thumbnail_mpp
+        sums = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1))
+        sums[1:, 1:] = mask.cumsum(axis=0).cumsum(axis=1)
+        top, bottom, height = _edges(self._ys, self.tile_extent_px, per_px, mask.shape[0])
+        left, right, width = _edges(self._xs, self.tile_extent_px, per_px, mask.shape[1])
+        rows = _at(sums, bottom, axis=0) - _at(sums, top, axis=0)
+        covered = _at(rows, right, axis=1) - _at(rows, left, axis=1)
+        return covered / (height[:, None] * width[None, :])
+
+    def _check_size(self) -> None:
+        if self.candidates:
+            return
+        properties, parameters = self.properties, self.parameters
+        um = parameters.size_px * parameters.mpp
+        raise SlideError(
+            "smaller_than_one_tile",
+            f"the slide ({properties.width_px} x {properties.height_px} px, "
+            f"{properties.width_px * properties.mpp:.0f} x "
+            f"{properties.height_px * properties.mpp:.0f} um) is smaller than one tile of "
+            f"{um:g} um",
+            where=properties.path,
+            remedy="Check the slide's mpp, or choose a smaller tile.size_px or tile.mpp.",
+        )
+
+    def _check_readable(self, read: int, unreadable: int) -> None:
+        if unreadable <= self.parameters.max_unreadable * read:
+            return
+        raise SlideError(
+            "too_unreadable",
+            f"{unreadable} of {read} tiles that had to be read are unreadable "
+            f"({unreadable / read:.0%}, tile.max_unreadable is "
+            f"{self.parameters.max_unreadable:.0%})",
+            where=self.properties.path,
+            remedy="Copy or export the slide again; to use the rest of it, raise "
+            "tile.max_unreadable.",
+        )
+
+    def _thumbnail_warnings(self) -> tuple[str, ...]:
+        if self._readable.all():
+            return ()
+        share = 1 - self._readable.mean()
+        return (f"{share:.1%} of the slide could not be read at low resolution",)
+
+
+def open_slide_for_tiling(
+    path: Path,
+    parameters: TileConfig,
+    *,
+    slide_id: str | None = None,
+    table_mpp: float | None = None,
+    override_mpp: float | None = None,
+) -> ScannedSlide:
+    """Open the slide at ``path``, settle its resolution and find its tissue.
+
+    A slide without tissue is opened like any other: see :func:`no_tissue`.
+
+    Args:
+        path: of the slide.
+        parameters: how it is to be tiled.
+        slide_id: its name; the file's name without its ending unless given.
+        table_mpp: what slides.csv says of its resolution.
+        override_mpp: what ``--mpp`` says.
+
+    Raises:
+        SlideError: it cannot be opened, its resolution is unknown, not believed or too coarse,
+            or it is smaller than one tile.
+    """
+    reader = open_openslide(
+        path, parameters, slide_id=slide_id, table_mpp=table_mpp, override_mpp=override_mpp
+    )
+    try:
+        return ScannedSlide(reader, parameters)
+    except BaseException:
+        reader.close()
+        raise
+
+
+def no_tissue(path: Path) -> SlideError:
+    """The error for a slide on which no tissue was found."""
+    return SlideError(
+        "no_tissue",
+        "no tissue was found on the slide",
+        where=path,
+        remedy="Look at its thumbnail in the report; blank, fluorescence and inked-over slides "
+        "cannot be used, leave them out of the table.",
+    )
+
+
+def _grid(length_px: int, extent_px: float, step_px: float) -> list[int]:
+    """Starts of the tiles along one axis; each is rounded by itself, so no error adds up."""
+    if length_px < extent_px - 1e-6:
+        return []
+    count = math.floor((length_px - extent_px) / step_px + 1e-9) + 1
+    last = max(math.floor(length_px - extent_px + 1e-6), 0)
+    return [min(round(index * step_px), last) for index in range(count)]
+
+
+def _edges(
+    starts: list[int], extent_px: float, per_px: float, size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Both edges of each tile along one axis, and its length, in thumbnail pixels.
+
+    The thumbnail leaves out what is less than a pixel of it at the slide's far edge.
+    """
+    begin = np.asarray(starts, float) * per_px
+    end = np.minimum(begin + extent_px * per_px, size)
+    begin = np.minimum(begin, np.maximum(end - 1e-3, 0))
+    return begin, end, end - begin
+
+
+def _at(sums: np.ndarray, positions: np.ndarray, axis: int) -> np.ndarray:
+    """``sums`` at fractional positions along ``axis``, linearly between whole ones."""
+    whole = np.minimum(positions.astype(int), sums.shape[axis] - 2)
+    part = np.expand_dims(positions - whole, 1 - axis)
+    before, after = np.take(sums, whole, axis), np.take(sums, whole + 1, axis)
+    return before + part * (after - before)

@@ -1,0 +1,81 @@
+"""Where the tissue is, from a low-resolution image of the slide."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+from skimage.filters import threshold_otsu
+
+from medkd.slides.quality import black_mask, disc_of, find_pen, without_small_objects
+
+SMALLEST_TISSUE_MM2 = 0.01
+"""Objects smaller than this are dust: a biopsy fragment is a hundred times as large."""
+
+_SMOOTH_UM = 10.0  # evens out JPEG blocks and the noise of glass
+_CLOSE_UM = 24.0  # joins nuclei and fibres of loose tissue; lumina and fat lobules are wider
+
+# Otsu's threshold on colourfulness (optical density, most minus least absorbed channel) is kept
+# within these. Glass stays below the lower one, also when the whole image is glass; the palest
+# stained tissue is above the upper one, also when the whole image is tissue.
+_COLOUR_RANGE = (0.02, 0.04)
+_LEAST_DENSITY = 0.02
+
+# Brightfield tissue lets some of every colour through; a fluorescent stain shows one alone.
+_LEAST_CHANNEL = 8
+
+# A scan in which this much is black and nothing is bright is fluorescence, not brightfield.
+_DARK_FIELD_SHARE = 0.5
+_BRIGHT_SHARE = 0.01
+_BRIGHT = 180
+
+
+def find_tissue(
+    image: np.ndarray, mpp: float, *, smallest_mm2: float = SMALLEST_TISSUE_MM2
+) -> np.ndarray:
+    """Find stained tissue on bright glass. Pen ink and black are not tissue; holes stay holes.
+
+    Args:
+        image: the slide at low resolution, about 8 um/px, uint8, height x width x 3, RGB.
+        mpp: its micrometres per pixel.
+        smallest_mm2: objects smaller than this are left out.
+
+    Returns:
+        bool, height x width.
+    """
+    nothing = np.zeros(image.shape[:2], bool)
+    black = black_mask(image)
+    bright_share = (image.min(axis=-1) > _BRIGHT).mean()
+    if black.mean() > _DARK_FIELD_SHARE and bright_share < _BRIGHT_SHARE:
+        return nothing
+    density = _optical_density(image)
+    colour = density.max(axis=-1) - density.min(axis=-1)
+    sigma = _SMOOTH_UM / mpp / 2
+    colour = ndimage.gaussian_filter(colour, sigma)
+    darkness = ndimage.gaussian_filter(density.mean(axis=-1), sigma)
+    threshold = float(np.clip(threshold_otsu(colour), *_COLOUR_RANGE))
+    mask = (colour > threshold) & (darkness > _LEAST_DENSITY)
+    mask &= image.min(axis=-1) >= _LEAST_CHANNEL
+    not_tissue = black | find_pen(image, mpp)
+    mask = _closed(mask & ~not_tissue, _CLOSE_UM, mpp) & ~not_tissue
+    return without_small_objects(mask, smallest_mm2, mpp)
+
+
+def _optical_density(image: np.ndarray) -> np.ndarray:
+    """Absorption relative to the slide's own glass, float32, height x width x 3."""
+    glass = np.full(3, 245, np.float32)
+    bright = image[image.min(axis=-1) > _BRIGHT]
+    if len(bright) > _BRIGHT_SHARE * image.shape[0] * image.shape[1]:
+        typical = np.percentile(bright, 90, axis=0).astype(np.float32)
+        # Where there is no glass the brightest pixels are pale tissue, and coloured.
+        if typical.max() - typical.min() < 12 and typical.min() > 215:
+            glass = typical
+    return np.log10(glass / np.clip(image.astype(np.float32), 1, None))
+
+
+def _closed(mask: np.ndarray, diameter_um: float, mpp: float) -> np.ndarray:
+    disc = disc_of(diameter_um, mpp)
+    margin = disc.shape[0] // 2
+    # Outside of the image counts as its edge, or closing would eat tissue that is cut off.
+    padded = np.pad(mask, margin, mode="edge")
+    closed = ndimage.binary_closing(padded, disc)
+    return closed[margin : closed.shape[0] - margin, margin : closed.shape[1] - margin]
