@@ -17,7 +17,13 @@ FOCUS_MPP = 1.0
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
+BRIGHT = 180
+"""Glass is brighter than this in every colour."""
+BRIGHT_SHARE = 0.01
+"""Where less of an image is bright, it shows no glass."""
+
 _BLACK_BELOW = 40
+_DARK_FIELD_SHARE = 0.5
 
 _SMALLEST_STROKE_MM2 = 0.005  # a dot of a fine pen; stained debris is smaller
 _STROKE_RIM_UM = 40.0  # ink fades out at a stroke's edge, and is out of focus
@@ -39,6 +45,12 @@ def resample(pixels: np.ndarray, mpp: float, to_mpp: float) -> np.ndarray:
 def black_mask(coarse: np.ndarray) -> np.ndarray:
     """Where an image at :data:`COARSE_MPP` is nearly black: bool, H x W."""
     return coarse.max(axis=-1) < _BLACK_BELOW
+
+
+def is_dark_field(image: np.ndarray) -> bool:
+    """Whether a low-resolution image is of light on black (fluorescence), not of stain on glass."""
+    bright_share = (image.min(axis=-1) > BRIGHT).mean()
+    return bool(black_mask(image).mean() > _DARK_FIELD_SHARE and bright_share < BRIGHT_SHARE)
 
 
 def pen_mask(coarse: np.ndarray) -> np.ndarray:
@@ -68,6 +80,8 @@ def find_pen(image: np.ndarray, mpp: float) -> np.ndarray:
         image: uint8, H x W x 3, RGB, about :data:`COARSE_MPP`.
         mpp: its micrometres per pixel.
     """
+    if is_dark_field(image):
+        return np.zeros(image.shape[:2], bool)
     strokes = without_small_objects(pen_mask(image), _SMALLEST_STROKE_MM2, mpp)
     return ndimage.binary_dilation(strokes, disc_of(2 * _STROKE_RIM_UM, mpp))
 

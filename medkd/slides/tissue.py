@@ -6,7 +6,15 @@ import numpy as np
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
-from medkd.slides.quality import black_mask, disc_of, find_pen, without_small_objects
+from medkd.slides.quality import (
+    BRIGHT,
+    BRIGHT_SHARE,
+    black_mask,
+    disc_of,
+    find_pen,
+    is_dark_field,
+    without_small_objects,
+)
 
 SMALLEST_TISSUE_MM2 = 0.01
 """Objects smaller than this are dust: a biopsy fragment is a hundred times as large."""
@@ -23,11 +31,6 @@ _LEAST_DENSITY = 0.02
 # Brightfield tissue lets some of every colour through; a fluorescent stain shows one alone.
 _LEAST_CHANNEL = 8
 
-# A scan in which this much is black and nothing is bright is fluorescence, not brightfield.
-_DARK_FIELD_SHARE = 0.5
-_BRIGHT_SHARE = 0.01
-_BRIGHT = 180
-
 
 def find_tissue(
     image: np.ndarray, mpp: float, *, smallest_mm2: float = SMALLEST_TISSUE_MM2
@@ -42,11 +45,8 @@ def find_tissue(
     Returns:
         bool, height x width.
     """
-    nothing = np.zeros(image.shape[:2], bool)
-    black = black_mask(image)
-    bright_share = (image.min(axis=-1) > _BRIGHT).mean()
-    if black.mean() > _DARK_FIELD_SHARE and bright_share < _BRIGHT_SHARE:
-        return nothing
+    if is_dark_field(image):
+        return np.zeros(image.shape[:2], bool)
     density = _optical_density(image)
     colour = density.max(axis=-1) - density.min(axis=-1)
     sigma = _SMOOTH_UM / mpp / 2
@@ -55,7 +55,7 @@ def find_tissue(
     threshold = float(np.clip(threshold_otsu(colour), *_COLOUR_RANGE))
     mask = (colour > threshold) & (darkness > _LEAST_DENSITY)
     mask &= image.min(axis=-1) >= _LEAST_CHANNEL
-    not_tissue = black | find_pen(image, mpp)
+    not_tissue = black_mask(image) | find_pen(image, mpp)
     mask = _closed(mask & ~not_tissue, _CLOSE_UM, mpp) & ~not_tissue
     return without_small_objects(mask, smallest_mm2, mpp)
 
@@ -63,8 +63,8 @@ def find_tissue(
 def _optical_density(image: np.ndarray) -> np.ndarray:
     """Absorption relative to the slide's own glass, float32, height x width x 3."""
     glass = np.full(3, 245, np.float32)
-    bright = image[image.min(axis=-1) > _BRIGHT]
-    if len(bright) > _BRIGHT_SHARE * image.shape[0] * image.shape[1]:
+    bright = image[image.min(axis=-1) > BRIGHT]
+    if len(bright) > BRIGHT_SHARE * image.shape[0] * image.shape[1]:
         typical = np.percentile(bright, 90, axis=0).astype(np.float32)
         # Where there is no glass the brightest pixels are pale tissue, and coloured.
         if typical.max() - typical.min() < 12 and typical.min() > 215:
