@@ -1,0 +1,113 @@
+"""The report of the tile stage: report.csv for programs, report.html for people."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+import medkd
+from medkd.config import TileConfig
+from medkd.files import write_text
+from medkd.slides.preview import COLOURS, OUTLINE
+from medkd.slides.tile_slide import SlideOutcome
+from medkd.slides.tiling import REJECTIONS
+
+COLUMNS = (
+    "slide_id",
+    "patient_id",
+    "status",
+    "reason",
+    "message",
+    "mpp",
+    "mpp_source",
+    "tissue_mm2",
+    "candidate",
+    "used",
+    "unreadable",
+    *REJECTIONS,
+    "synthetic",
+    "warnings",
+    "seconds",
+)
+"""Of report.csv. Cells that are not known of a failed slide are empty."""
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_report(folder: Path, outcomes: Sequence[SlideOutcome], parameters: TileConfig) -> None:
+    """Write report.csv and report.html into ``folder``.
+
+    Raises:
+        OutputError: they cannot be written.
+    """
+    content = io.StringIO()
+    table = csv.DictWriter(content, COLUMNS, lineterminator="\n")
+    table.writeheader()
+    table.writerows(report_row(outcome) for outcome in outcomes)
+    write_text(folder / "report.csv", content.getvalue())
+    write_text(folder / "report.html", _html(outcomes, parameters))
+
+
+def report_row(outcome: SlideOutcome) -> dict[str, Any]:
+    """One row of report.csv."""
+    record = outcome.record
+    slide, tiles = record.get("slide", {}), record.get("tiles", {})
+    rejected = tiles.get("rejected", {})
+    return {
+        "slide_id": outcome.slide_id,
+        "patient_id": outcome.patient_id,
+        "status": outcome.status,
+        "reason": outcome.reason,
+        "message": outcome.message,
+        "mpp": slide.get("mpp", ""),
+        "mpp_source": slide.get("mpp_source", ""),
+        "tissue_mm2": record.get("tissue_area_mm2", ""),
+        "candidate": tiles.get("candidate", ""),
+        "used": tiles.get("used", ""),
+        "unreadable": tiles.get("unreadable", ""),
+        **{reason: rejected.get(reason, "") for reason in REJECTIONS},
+        "synthetic": outcome.synthetic if slide else "",
+        "warnings": "; ".join(slide.get("warnings", ())),
+        "seconds": outcome.seconds,
+    }
+
+
+def _html(outcomes: Sequence[SlideOutcome], parameters: TileConfig) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    cards = [
+        report_row(outcome)
+        | {
+            "preview": base64.b64encode(outcome.preview).decode() if outcome.preview else "",
+            "warnings": outcome.record.get("slide", {}).get("warnings", []),
+            "unreadable_mm2": outcome.record.get("unreadable_mm2", 0),
+        }
+        for outcome in outcomes
+    ]
+    good = [card for card in cards if card["status"] != "failed"]
+    colours = {"tissue outline": OUTLINE, **COLOURS}
+    return environment.get_template("tile_report.html.j2").render(
+        failed=[card for card in cards if card["status"] == "failed"],
+        good=good,
+        status=Counter(card["status"] for card in cards),
+        total=len(cards),
+        tiles_used=sum(card["used"] for card in good),
+        tissue_mm2=sum(card["tissue_mm2"] for card in good),
+        synthetic=sum(outcome.synthetic for outcome in outcomes),
+        rejections=REJECTIONS,
+        legend={name.replace("_", " "): f"rgb{colour}" for name, colour in colours.items()},
+        parameters=parameters.model_dump(mode="json", exclude={"workers"}),
+        version=medkd.__version__,
+    )
