@@ -1,0 +1,280 @@
+"""Synthetic slides as files that OpenSlide opens as Aperio's, and cohorts of them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+import tifffile
+from PIL import Image, ImageDraw, ImageFont
+
+from medkd.files import atomic_path, make_folder, sha256_of_json
+from medkd.slides.synthetic.drawing import (
+    ARTEFACTS,
+    SITES,
+    SlideSpec,
+    draw_severity,
+    draw_slide,
+)
+
+_TILE_PX = 256
+_SHARE_OF_PATIENTS_WITH_TWO_SLIDES = 0.25
+_SHARE_OF_SLIDES_WITH_AN_ARTEFACT = 0.2
+
+
+def write_slide(spec: SlideSpec, path: Path) -> None:
+    """Draw a slide and write it as a pyramidal, JPEG-tiled file in Aperio's layout.
+
+    The same specification gives the same bytes. ``aperio.Synthetic`` in the file's properties is
+    ``medkd``, so that everything made from it can say that it was drawn.
+
+    Raises:
+        OutputError: no permission, or no space; nothing is left behind.
+    """
+    image = draw_slide(spec)
+    with atomic_path(path) as temporary, tifffile.TiffWriter(temporary, bigtiff=False) as tiff:
+        _write_level(tiff, image, spec, _description(spec))
+        small = _shrink_to(image, 1024)
+        # Aperio keeps a thumbnail in strips behind level 0, and names the file's parts by order.
+        tiff.write(
+            _whole_jpeg(small),
+            shape=small.shape,
+            dtype=small.dtype,
+            rowsperstrip=small.shape[0],
+            photometric="ycbcr",
+            subsampling=(1, 1),
+            compression="jpeg",
+            description=f"Aperio Image Library\r\n{spec.width_px}x{spec.height_px} -> "
+            f"{small.shape[1]}x{small.shape[0]} - |{_keys(spec)}",
+            metadata=None,
+            software=False,
+        )
+        level = image
+        while max(level.shape[:2]) > 1024:
+            level = _shrink(level, 4)
+            _write_level(tiff, level, spec, _description(spec, level))
+        if spec.with_label_and_macro:
+            for name, associated in (("label", _label(spec)), ("macro", _macro(spec, small))):
+                tiff.write(
+                    _whole_jpeg(associated),
+                    shape=associated.shape,
+                    dtype=associated.dtype,
+                    rowsperstrip=associated.shape[0],
+                    photometric="ycbcr",
+                    subsampling=(1, 1),
+                    compression="jpeg",
+                    subfiletype=1 if name == "label" else 9,
+                    description=f"Aperio Image Library\r\n{name} "
+                    f"{associated.shape[1]}x{associated.shape[0]}",
+                    metadata=None,
+                    software=False,
+                )
+
+
+def _keys(spec: SlideSpec) -> str:
+    return f"AppMag = {round(10 / spec.mpp)}|MPP = {spec.mpp:.4f}|Synthetic = medkd"
+
+
+def _description(spec: SlideSpec, level: np.ndarray | None = None) -> str:
+    quality = SITES[spec.site].jpeg_quality
+    size = f"{spec.width_px}x{spec.height_px}"
+    smaller = "" if level is None else f" -> {level.shape[1]}x{level.shape[0]}"
+    return (
+        f"Aperio Image Library\r\n{size} [0,0 {size}] ({_TILE_PX}x{_TILE_PX}){smaller} "
+        f"JPEG/YCC Q={quality}|{_keys(spec)}"
+    )
+
+
+def _write_level(
+    tiff: tifffile.TiffWriter, image: np.ndarray, spec: SlideSpec, description: str
+) -> None:
+    tiff.write(
+        _tiles(image, SITES[spec.site].jpeg_quality),
+        shape=image.shape,
+        dtype=image.dtype,
+        tile=(_TILE_PX, _TILE_PX),
+        photometric="ycbcr",
+        subsampling=(1, 1),
+        compression="jpeg",
+        description=description,
+        metadata=None,
+        software=False,
+    )
+
+
+def _tiles(image: np.ndarray, quality: int) -> Iterator[bytes]:
+    height, width = image.shape[:2]
+    for top in range(0, height, _TILE_PX):
+        for left in range(0, width, _TILE_PX):
+            tile = image[top : top + _TILE_PX, left : left + _TILE_PX]
+            missing = (_TILE_PX - tile.shape[0], _TILE_PX - tile.shape[1])
+            if any(missing):
+                tile = np.pad(tile, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="edge")
+            yield _jpeg(tile, quality)
+
+
+def _jpeg(image: np.ndarray, quality: int) -> bytes:
+    return simplejpeg.encode_jpeg(
+        np.ascontiguousarray(image), quality=quality, colorspace="RGB", colorsubsampling="444"
+    )
+
+
+def _whole_jpeg(image: np.ndarray) -> Iterator[bytes]:
+    yield _jpeg(image, 85)
+
+
+def _shrink(image: np.ndarray, factor: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).reduce(factor))
+
+
+def _shrink_to(image: np.ndarray, longest_px: int) -> np.ndarray:
+    factor = max(-(-max(image.shape[:2]) // longest_px), 2)
+    return _shrink(image, factor)
+
+
+def _label(spec: SlideSpec) -> np.ndarray:
+    """A paper label with a name, a number and a date, all of them made up."""
+    image = Image.new("RGB", (400, 300), (250, 248, 235))
+    draw = ImageDraw.Draw(image)
+    font = ImageFont.load_default(34)
+    for line, text in enumerate((f"DOE, JANE {spec.seed}", "1956-07-08", "S26-0815 B2")):
+        draw.text((25, 40 + 70 * line), text, fill=(10, 10, 60), font=font)
+    return np.asarray(image)
+
+
+def _macro(spec: SlideSpec, small: np.ndarray) -> np.ndarray:
+    """The whole glass: label at the left, tissue at the right."""
+    image = Image.new("RGB", (1200, 400), (225, 228, 232))
+    image.paste(Image.fromarray(_label(spec)).resize((360, 270)), (20, 60))
+    tissue = Image.fromarray(small)
+    tissue.thumbnail((700, 360))
+    image.paste(tissue, (440, 20))
+    return np.asarray(image)
+
+
+@dataclass(frozen=True)
+class CohortSlide:
+    """One slide of a synthetic cohort."""
+
+    slide_id: str
+    patient_id: str
+    spec: SlideSpec
+
+
+def cohort_specs(
+    *,
+    patients: int,
+    seed: int,
+    share_msi: float = 0.45,
+    width_px: int = 2048,
+    height_px: int = 2048,
+    mpp: float = 0.5,
+) -> tuple[CohortSlide, ...]:
+    """What :func:`write_cohort` draws.
+
+    Slides of a patient share the severity. Site and artefacts are drawn without a look at the
+    class.
+    """
+    random = np.random.default_rng((seed, 10))
+    is_msi = np.zeros(patients, bool)
+    is_msi[: round(patients * share_msi)] = True
+    random.shuffle(is_msi)
+    slides: list[CohortSlide] = []
+    for number, msi in enumerate(is_msi, start=1):
+        label = "MSI" if msi else "MSS"
+        patient_seed = int(random.integers(2**31))
+        severity = draw_severity(label, patient_seed)
+        site = str(random.choice(sorted(SITES)))
+        count = 2 if random.random() < _SHARE_OF_PATIENTS_WITH_TWO_SLIDES else 1
+        for index in range(1, count + 1):
+            artefacts: frozenset[str] = frozenset()
+            if random.random() < _SHARE_OF_SLIDES_WITH_AN_ARTEFACT:
+                artefacts = frozenset({str(random.choice(ARTEFACTS))})
+            slides.append(
+                CohortSlide(
+                    f"SYN-{number:04d}-{index}",
+                    f"SYN-{number:04d}",
+                    SlideSpec(
+                        label=label,
+                        seed=int(random.integers(2**31)),
+                        width_px=width_px,
+                        height_px=height_px,
+                        mpp=mpp,
+                        site=site,
+                        severity=severity,
+                        artefacts=artefacts,
+                    ),
+                )
+            )
+    return tuple(slides)
+
+
+def write_cohort(
+    folder: Path,
+    *,
+    workers: int = 2,
+    on_progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> Path:
+    """Write a cohort: ``<slide_id>.svs`` files and ``slides.csv``.
+
+    A slide that is there already is left: files are whole or absent, and the folder's specification
+    is checked.
+
+    Args:
+        folder: for the slides.
+        workers: processes that draw.
+        on_progress: called with (slides done, slides in all).
+        options: of :func:`cohort_specs`.
+
+    Returns:
+        The path of slides.csv.
+    """
+    make_folder(folder)
+    slides = cohort_specs(**options)
+    digest = sha256_of_json(
+        [[s.slide_id, {**vars(s.spec), "artefacts": sorted(s.spec.artefacts)}] for s in slides]
+    )
+    mark = folder / "cohort.sha256"
+    if not mark.exists() or mark.read_text() != digest:
+        for stale in folder.glob("SYN-*.svs"):
+            stale.unlink()
+        with atomic_path(mark) as temporary:
+            temporary.write_text(digest)
+    missing = [s for s in slides if not (folder / f"{s.slide_id}.svs").exists()]
+    done = len(slides) - len(missing)
+    if on_progress is not None:
+        on_progress(done, len(slides))
+    if missing:
+        with ProcessPoolExecutor(min(workers, len(missing)), get_context("spawn")) as pool:
+            futures = [
+                pool.submit(write_slide, s.spec, folder / f"{s.slide_id}.svs") for s in missing
+            ]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+                    done += 1
+                    if on_progress is not None:
+                        on_progress(done, len(slides))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+    table = folder / "slides.csv"
+    content = io.StringIO()
+    writer = csv.writer(content, lineterminator="\n")
+    writer.writerow(["slide_id", "path", "patient_id", "label", "site", "scanner"])
+    for s in slides:
+        writer.writerow(
+            [s.slide_id, f"{s.slide_id}.svs", s.patient_id, s.spec.label, s.spec.site, "synthetic"]
+        )
+    with atomic_path(table) as temporary:
+        temporary.write_text(content.getvalue(), encoding="utf-8")
+    return table
