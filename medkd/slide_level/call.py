@@ -1,0 +1,92 @@
+"""From a score to a call in words, with its reasons. Plain Python, so that infer starts fast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from medkd.config import InferConfig
+from medkd.slide_level.pooling import SlideScore
+
+INDETERMINATE = "indeterminate"
+NO_RESULT = "no result"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One quality check: what was measured, the limit, and whether it passed."""
+
+    name: str
+    value: float
+    limit: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Call:
+    """``call`` is ``MSS``, ``MSI suspected``, ``indeterminate`` or ``no result``."""
+
+    call: str
+    reasons: tuple[str, ...]
+    gates: tuple[Gate, ...]
+
+
+def make_call(
+    score: SlideScore | None,
+    threshold: float,
+    limits: InferConfig,
+    *,
+    tissue_area_mm2: float,
+    tiles_used: int,
+    negative: str = "MSS",
+    positive: str = "MSI",
+) -> Call:
+    """Call one slide.
+
+    The negative class is a rule-out: the whole interval lies below the operating point. Where the
+    interval holds the operating point, or the students disagree, the answer is that there is none.
+
+    Args:
+        score: None where there was no tile to score.
+        threshold: the frozen operating point.
+        limits: the quality gates.
+        tissue_area_mm2, tiles_used: of the slide.
+        negative, positive: the classes' names.
+    """
+    gates = [
+        Gate("tissue area, mm2", tissue_area_mm2, limits.min_tissue_mm2,
+             tissue_area_mm2 >= limits.min_tissue_mm2),
+        Gate("usable tiles", tiles_used, limits.min_tiles, tiles_used >= limits.min_tiles),
+    ]  # fmt: skip
+    lacking = []
+    if not gates[0].passed:
+        lacking.append(
+            f"The slide shows {tissue_area_mm2:.2f} mm² of tissue; {limits.min_tissue_mm2:g} mm² "
+            "are needed."
+        )
+    if not gates[1].passed:
+        lacking.append(f"{tiles_used} tiles are usable; {limits.min_tiles} are needed.")
+    if lacking or score is None:
+        return Call(NO_RESULT, tuple(lacking), tuple(gates))
+    agree = score.disagreement <= limits.max_disagreement
+    gates.append(
+        Gate("disagreement of students", score.disagreement, limits.max_disagreement, agree)
+    )
+    interval = f"{score.lower:.2f} to {score.upper:.2f}"
+    point = f"the operating point of {threshold:.2f}"
+    if not agree:
+        reason = (
+            f"The students' scores differ by {score.disagreement:.2f}; up to "
+            f"{limits.max_disagreement:g} is taken as agreement."
+        )
+        return Call(INDETERMINATE, (reason, "Use the standard test."), tuple(gates))
+    if score.lower >= threshold:
+        reason = f"The interval of the score, {interval}, lies at or above {point}."
+        return Call(
+            f"{positive} suspected", (reason, "Confirm by immunohistochemistry or PCR."),
+            tuple(gates),
+        )  # fmt: skip
+    if score.upper < threshold:
+        reason = f"The interval of the score, {interval}, lies below {point}."
+        return Call(negative, (reason,), tuple(gates))
+    reason = f"The interval of the score, {interval}, holds {point}."
+    return Call(INDETERMINATE, (reason, "Use the standard test."), tuple(gates))

@@ -1,0 +1,145 @@
+"""Figures of an evaluation, as PNG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+
+mpl.use("Agg")
+
+from matplotlib.figure import Figure
+from sklearn.metrics import roc_curve
+
+from medkd.slide_level.aggregate import ENSEMBLE, Aggregation
+
+# Okabe and Ito's colours, told apart by colour-blind readers.
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+_BINS = 5
+
+
+def evaluation_plots(result: Aggregation, positive: str) -> dict[str, bytes]:
+    """``roc.png``, ``reliability.png`` and ``confusion.png`` of the test patients."""
+    tested = result.patients[result.patients["role"] == "test"]
+    note = "Synthetic slides: no clinical meaning. " if result.evaluation["synthetic"] else ""
+    note += "Research use only."
+    return {
+        "roc.png": _png(_roc(tested, result, positive), note),
+        "reliability.png": _png(_reliability(tested, positive), note),
+        "confusion.png": _png(_confusion(tested, result, positive), note),
+    }
+
+
+def _png(figure: Figure, note: str) -> bytes:
+    figure.text(0.01, 0.01, note, fontsize=7, color="0.4")
+    buffer = io.BytesIO()
+    # No date and no version in the file: the same figures give the same bytes.
+    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _axes(title: str) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))  # type: ignore[union-attr]
+    axes = figure.subplots()
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _roc(tested: pd.DataFrame, result: Aggregation, positive: str) -> Figure:
+    ensemble = tested[tested["network"] == ENSEMBLE]
+    truth = (ensemble["label"] == positive).to_numpy()
+    figure, axes = _axes(f"Test patients: {len(truth)}, of whom {int(truth.sum())} {positive}")
+    networks = [name for name in tested["network"].unique() if name != ENSEMBLE]
+    for name, colour in zip((*networks, ENSEMBLE), _cycle(len(networks) + 1), strict=True):
+        part = tested[tested["network"] == name]
+        known: Mapping[str, Any] = result.evaluation["networks"][name]["patient_auroc"]
+        if known["value"] is None:
+            continue
+        false_rate, true_rate, _ = roc_curve(part["label"] == positive, part["score"])
+        thick = name == ENSEMBLE
+        axes.plot(
+            false_rate,
+            true_rate,
+            color="black" if thick else colour,
+            linewidth=2.4 if thick else 1.2,
+            label=f"{name}: {known['value']:.2f} ({known['lower']:.2f} to {known['upper']:.2f})",
+            zorder=3 if thick else 2,
+        )
+    above = (ensemble["score"] >= result.operating_point.threshold).to_numpy()
+    if truth.any() and not truth.all():
+        axes.plot(
+            above[~truth].mean(),
+            above[truth].mean(),
+            "o",
+            color="#D55E00",
+            markersize=9,
+            markeredgecolor="white",
+            zorder=4,
+            label=f"operating point {result.operating_point.threshold:.2f}",
+            clip_on=False,
+        )
+    axes.plot([0, 1], [0, 1], ":", color="0.6", linewidth=1)
+    axes.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(0, 1), ylim=(0, 1.02))
+    axes.set_aspect("equal")
+    axes.legend(loc="lower right", fontsize=8, title="AUROC (interval)", title_fontsize=8)
+    return figure
+
+
+def _cycle(count: int) -> list[str]:
+    return [_COLOURS[index % len(_COLOURS)] for index in range(count)]
+
+
+def _reliability(tested: pd.DataFrame, positive: str) -> Figure:
+    ensemble = tested[tested["network"] == ENSEMBLE]
+    scores = ensemble["score"].to_numpy()
+    truth = (ensemble["label"] == positive).to_numpy()
+    figure, axes = _axes(f"Ensemble, {len(truth)} test patients in {_BINS} bins, not calibrated")
+    edges = np.linspace(0, 1, _BINS + 1)
+    bins = np.clip(np.digitize(scores, edges) - 1, 0, _BINS - 1)
+    for index in range(_BINS):
+        inside = bins == index
+        if not inside.any():
+            continue
+        x, y = scores[inside].mean(), truth[inside].mean()
+        axes.plot(x, y, "o", color=_COLOURS[0], markersize=8, clip_on=False, zorder=3)
+        axes.annotate(
+            f"n={int(inside.sum())}", (x, y), textcoords="offset points",
+            xytext=(9, -12 if y > 0.5 else 6), fontsize=8,
+        )  # fmt: skip
+    axes.plot([0, 1], [0, 1], ":", color="0.6", linewidth=1)
+    axes.set(
+        xlabel=f"mean predicted probability of {positive}",
+        ylabel=f"observed share of {positive}",
+        xlim=(0, 1),
+        ylim=(0, 1),
+    )
+    axes.set_aspect("equal")
+    return figure
+
+
+def _confusion(tested: pd.DataFrame, result: Aggregation, positive: str) -> Figure:
+    ensemble = tested[tested["network"] == ENSEMBLE]
+    threshold = result.operating_point.threshold
+    rows = sorted(ensemble["label"].unique(), key=lambda name: name == positive)
+    counts = np.array(
+        [
+            [int((part["score"] < threshold).sum()), int((part["score"] >= threshold).sum())]
+            for part in (ensemble[ensemble["label"] == name] for name in rows)
+        ]
+    )
+    figure, axes = _axes(f"Test patients at the operating point {threshold:.2f}")
+    axes.imshow(counts, cmap="Blues", vmin=0, vmax=max(counts.max() * 1.4, 1))
+    for row, column in np.ndindex(counts.shape):
+        axes.text(column, row, counts[row, column], ha="center", va="center", fontsize=18)
+    axes.set_xticks([0, 1], ["below", "at or above"])
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set(xlabel="score of the ensemble", ylabel="label")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return figure
