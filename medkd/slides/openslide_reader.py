@@ -186,18 +186,18 @@ def fingerprint(path: Path) -> str:
 
 
 def _open_handle(path: Path) -> openslide.OpenSlide:
-    if path.is_dir():
+    try:
+        # OpenSlide tells every refusal of the system as 'unsupported or missing'.
+        with path.open("rb") as file:
+            file.read(1)
+    except IsADirectoryError:
         raise SlideError(
             "is_a_folder",
             "is a folder, not a slide",
             where=path,
             remedy="Name the slide's file; of a MIRAX slide the .mrxs file, of a DICOM series "
             "one of its .dcm files.",
-        )
-    try:
-        # OpenSlide tells every refusal of the system as 'unsupported or missing'.
-        with path.open("rb") as file:
-            file.read(1)
+        ) from None
     except FileNotFoundError:
         raise SlideError(
             "no_such_file", "no such file", where=path, remedy="Correct the slide's path."

@@ -68,7 +68,7 @@ def pen_mask(coarse: np.ndarray) -> np.ndarray:
     blue_ink = (
         (blue > 1.4 * red) & (green > 1.02 * red) & (green > 0.3 * blue) & (saturation > 0.25)
     )
-    red_ink = (red > 90) & (green < 0.33 * red) & (blue < 0.45 * red) & (blue < green + 40)
+    red_ink = (red > 90) & (green < 0.25 * red) & (blue < 0.35 * red) & (blue < green + 40)
     black_ink = (brightest < 80) & (brightest - darkest < 28)
     return green_ink | blue_ink | red_ink | black_ink
 
