@@ -177,7 +177,10 @@ def _evaluate(
     config: Config,
 ) -> dict[str, Any]:
     settings = config.slide_level
-    options = {"resamples": settings.bootstrap_resamples, "confidence": settings.confidence}
+    options: dict[str, Any] = {
+        "resamples": settings.bootstrap_resamples,
+        "confidence": settings.confidence,
+    }
     positive = config.data.positive
     tested = patients[patients["role"] == "test"]
     ensemble = tested[tested["network"] == ENSEMBLE]

@@ -13,6 +13,7 @@ import pandas as pd
 mpl.use("Agg")
 
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from sklearn.metrics import roc_curve
 
 from medkd.slide_level.aggregate import ENSEMBLE, Aggregation
@@ -43,8 +44,8 @@ def _png(figure: Figure, note: str) -> bytes:
 
 
 def _axes(title: str) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(5, 5), layout="constrained")
-    figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))  # type: ignore[union-attr]
+    # The strip at the bottom is kept for the note.
+    figure = Figure(figsize=(5, 5), layout=ConstrainedLayoutEngine(rect=(0, 0.03, 1, 0.97)))
     axes = figure.subplots()
     axes.set_title(title, fontsize=10, loc="left")
     axes.spines[["top", "right"]].set_visible(False)

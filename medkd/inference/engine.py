@@ -1,0 +1,176 @@
+"""One slide through the students of a model package."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medkd.errors import ModelPackageError
+from medkd.inference.package import ModelPackage
+from medkd.slide_level.call import Call, make_call
+from medkd.slide_level.pooling import SlideScore, pool_slide
+from medkd.slides.reader import SlideProperties
+from medkd.slides.store import decode_tile, encode_tile
+from medkd.slides.tiling import TileCounts, open_slide_for_tiling
+
+_BATCH_TILES = 32
+
+
+@dataclass(frozen=True)
+class ScoredTile:
+    """A used tile: top left corner in level-0 pixels, and the ensemble's probability."""
+
+    x: int
+    y: int
+    probability: float
+
+
+@dataclass(frozen=True)
+class SlideInference:
+    """Everything that a report needs of one slide."""
+
+    properties: SlideProperties
+    score: SlideScore | None
+    call: Call
+    tiles: tuple[ScoredTile, ...]
+    counts: TileCounts
+    tile_extent_px: float
+    thumbnail: np.ndarray
+    thumbnail_mpp: float
+    tissue_mask: np.ndarray
+    tissue_area_mm2: float
+    warnings: tuple[str, ...]
+    timing_s: dict[str, float]
+
+
+class Students:
+    """The students' ONNX sessions; loaded once for many slides."""
+
+    def __init__(self, package: ModelPackage) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        self._positive = package.manifest.classes.index(package.manifest.positive)
+        self._package = package
+        self._sessions: dict[str, Any] = {
+            student.name: onnxruntime.InferenceSession(
+                str(package.folder / student.onnx), options, providers=["CPUExecutionProvider"]
+            )
+            for student in package.manifest.students
+        }
+
+    def __call__(self, tiles: np.ndarray) -> dict[str, np.ndarray]:
+        """Probability of the positive class, (N,) for each student, of uint8 N x H x W x 3.
+
+        Raises:
+            ModelPackageError: a student gives something that is not a probability.
+        """
+        probabilities = {}
+        for name, session in self._sessions.items():
+            values = session.run(["probabilities"], {"tiles": tiles})[0][:, self._positive]
+            if not np.isfinite(values).all():
+                raise ModelPackageError(
+                    f"{name} gave a probability that is not a number",
+                    where=self._package.folder,
+                    remedy="The network is broken; use another model.",
+                )
+            probabilities[name] = np.clip(values, 0, 1)
+        return probabilities
+
+
+def infer_slide(
+    path: Path,
+    package: ModelPackage,
+    students: Students,
+    *,
+    slide_id: str | None = None,
+    mpp: float | None = None,
+    on_tile: Callable[[int, int], None] | None = None,
+) -> SlideInference:
+    """Score and call one slide. Memory does not grow with the slide but by its thumbnail.
+
+    Args:
+        path: the slide.
+        package: the model.
+        students: of the same package.
+        slide_id: by default the file's name without its ending.
+        mpp: resolution of level 0, um/px, over what the slide says.
+        on_tile: called with (candidates done, candidates in all).
+
+    Raises:
+        SlideError: the slide cannot be used.
+        ModelPackageError: a student is broken.
+    """
+    manifest = package.manifest
+    parameters = manifest.preprocessing.tile
+    began = time.perf_counter()
+    spent = {"read": 0.0, "model": 0.0}
+    collected: dict[str, list[np.ndarray]] = {s.name: [] for s in manifest.students}
+    places: list[tuple[int, int]] = []
+    fates: list[str] = []
+    batch: list[np.ndarray] = []
+
+    def flush() -> None:
+        started = time.perf_counter()
+        for name, values in students(np.stack(batch)).items():
+            collected[name].append(values)
+        batch.clear()
+        spent["model"] += time.perf_counter() - started
+
+    with open_slide_for_tiling(path, parameters, slide_id=slide_id, override_mpp=mpp) as slide:
+        opened = time.perf_counter()
+        for tile in slide.tiles():
+            fates.append(tile.fate)
+            if tile.pixels is not None:
+                # The students learnt on stored tiles: what JPEG took from those is taken here too.
+                batch.append(decode_tile(encode_tile(tile.pixels, parameters.jpeg_quality)))
+                places.append((tile.x, tile.y))
+                if len(batch) == _BATCH_TILES:
+                    flush()
+            if on_tile is not None:
+                on_tile(len(fates), slide.candidates)
+        if batch:
+            flush()
+        spent["read"] = time.perf_counter() - opened - spent["model"]
+
+    score, tiles = None, ()
+    if places:
+        probabilities = {name: np.concatenate(parts) for name, parts in collected.items()}
+        score = pool_slide(
+            probabilities,
+            resamples=manifest.slide_level.bootstrap_resamples,
+            confidence=manifest.slide_level.confidence,
+        )
+        mean = np.mean(list(probabilities.values()), axis=0)
+        tiles = tuple(ScoredTile(x, y, float(p)) for (x, y), p in zip(places, mean, strict=True))
+    point = manifest.operating_point
+    call = make_call(
+        score,
+        point.threshold if point is not None else math.nan,
+        manifest.gates,
+        tissue_area_mm2=slide.tissue_area_mm2,
+        tiles_used=len(places),
+        negative=package.negative,
+        positive=manifest.positive,
+    )
+    return SlideInference(
+        properties=slide.properties,
+        score=score,
+        call=call,
+        tiles=tiles,
+        counts=TileCounts.of(fates),
+        tile_extent_px=slide.tile_extent_px,
+        thumbnail=slide.thumbnail,
+        thumbnail_mpp=slide.thumbnail_mpp,
+        tissue_mask=slide.tissue_mask,
+        tissue_area_mm2=slide.tissue_area_mm2,
+        warnings=slide.warnings,
+        timing_s={"open": opened - began, **spent},
+    )

@@ -1,0 +1,328 @@
+"""The model package: students, preprocessing, operating point, provenance. Nothing is unpickled.
+
+Every file's SHA-256 stands in ``model.json`` and is checked when the package is loaded; the hash of
+``model.json`` names the model in every result.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from medkd.config import InferConfig, SlideLevelConfig, TileConfig
+from medkd.errors import ModelPackageError
+from medkd.files import make_folder, sha256_of_file, sha256_of_json, write_bytes, write_json
+from medkd.schema import Strict, faults
+from medkd.yaml_file import parse_yaml
+
+SCHEMA_VERSION = 1
+MANIFEST = "model.json"
+CARD = "model_card.md"
+_ALLOWED_SUFFIXES = {".onnx", ".safetensors", ".md"}
+
+Interval = Annotated[tuple[float, float], Field(strict=False)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Preprocessing(Strict):
+    """How a slide becomes the tiles that the students were trained on."""
+
+    tile: TileConfig
+    reader: Literal["openslide"] = "openslide"
+    jpeg_round_trip: Literal[True] = Field(
+        True, description="Tiles are encoded and decoded at tile.jpeg_quality, as in training."
+    )
+
+
+class Student(Strict):
+    """One network that ships."""
+
+    name: str
+    network: str
+    width: float
+    parameters: int
+    onnx: str = Field(description="uint8 N x size x size x 3 -> float32 N x classes.")
+    safetensors: str
+
+
+class PackagedOperatingPoint(Strict):
+    """The frozen threshold and what it reached where it was chosen."""
+
+    threshold: float
+    target_sensitivity: float
+    sensitivity: float
+    sensitivity_interval: Interval
+    specificity: float
+    specificity_interval: Interval
+    cohort: str
+    patients: int
+    positives: int
+    date: str
+    method: str
+
+
+class Provenance(Strict):
+    """Where the model comes from."""
+
+    run_id: str
+    experiment: str
+    run_name: str
+    method: str
+    seed: int
+    epochs: int
+    best_epoch: int
+    data_digest: str
+    patients: dict[str, int] = Field(description="Patients by role.")
+    tiles: dict[str, int] = Field(description="Tiles by role.")
+    trained_on_synthetic: bool
+    software: str
+    torch: str
+
+
+class Manifest(Strict):
+    """``model.json``."""
+
+    schema_version: Literal[1]
+    name: str
+    version: str
+    created: str
+    task: Literal["classification"]
+    research_use_only: Literal[True]
+    classes: Annotated[tuple[str, ...], Field(strict=False, min_length=2)]
+    positive: str
+    preprocessing: Preprocessing
+    students: Annotated[tuple[Student, ...], Field(strict=False, min_length=1)]
+    slide_head: dict[str, str]
+    calibration: dict[str, str]
+    operating_point: PackagedOperatingPoint | None
+    test_performance: dict[str, Any] | None = Field(
+        None, description="Figures on test patients, as in evaluation.json."
+    )
+    gates: InferConfig
+    slide_level: SlideLevelConfig
+    provenance: Provenance
+    files: dict[str, Sha256] = Field(description="SHA-256 of every other file.")
+
+
+@dataclass(frozen=True)
+class ModelPackage:
+    """A package whose every file was checked.
+
+    Attributes:
+        folder: where it lies.
+        manifest: what it says.
+        sha256: of the manifest, and so of all its files.
+    """
+
+    folder: Path
+    manifest: Manifest
+    sha256: str
+
+    @property
+    def negative(self) -> str:
+        """Name of what is not the positive class."""
+        manifest = self.manifest
+        return " or ".join(name for name in manifest.classes if name != manifest.positive)
+
+
+def write_package(folder: Path, content: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+    """Write a package; ``model.json`` comes last, so a folder that has it is whole.
+
+    Args:
+        folder: replaced file by file.
+        content: a :class:`Manifest` as plain values, without ``files``.
+        files: relative path to content of every other file but the model card.
+    """
+    make_folder(folder)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    for name, data in files.items():
+        make_folder((folder / name).parent)
+        write_bytes(folder / name, data)
+    _write_manifest(folder, dict(content), sorted(files))
+
+
+def set_operating_point(
+    folder: Path, operating_point: Mapping[str, Any], test_performance: Mapping[str, Any]
+) -> ModelPackage:
+    """Freeze an operating point into a package; the students are left as they are."""
+    package = load_package(folder, needs_operating_point=False)
+    content = package.manifest.model_dump(mode="json")
+    names = [name for name in content.pop("files") if name != CARD]
+    content["operating_point"] = dict(operating_point)
+    content["test_performance"] = dict(test_performance)
+    (folder / MANIFEST).unlink()
+    _write_manifest(folder, content, names)
+    return load_package(folder)
+
+
+def _write_manifest(folder: Path, content: dict[str, Any], names: list[str]) -> None:
+    # Written through the model, so that what is written is what will be read.
+    draft = Manifest.model_validate({**content, "files": {}})
+    write_bytes(folder / CARD, model_card(draft).encode("utf-8"))
+    hashes = {name: sha256_of_file(folder / name) for name in sorted([*names, CARD])}
+    write_json(folder / MANIFEST, {**draft.model_dump(mode="json"), "files": hashes})
+
+
+def load_package(folder: Path, *, needs_operating_point: bool = True) -> ModelPackage:
+    """Read a package and check every file of it.
+
+    Raises:
+        ModelPackageError: something is missing, changed, added, or of another schema.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ModelPackageError(
+            "is not a model package (it has no model.json)",
+            where=folder,
+            remedy="Name the folder 'model' of a finished run; 'medkd train' and 'medkd "
+            "aggregate' write it.",
+        )
+    document = parse_yaml(path.read_text(encoding="utf-8"), str(path), ModelPackageError)
+    content = document.content
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ModelPackageError(
+            f"has the schema version {version}, and this medkd reads {SCHEMA_VERSION}",
+            where=path,
+            remedy="Use the medkd that wrote it, or train again with this one.",
+        )
+    try:
+        manifest = Manifest.model_validate(content)
+    except ValidationError as error:
+        place, what, _ = faults(error, Manifest, document.where)[0]
+        raise ModelPackageError(
+            what, where=place, remedy="The file was changed by hand; get the package anew."
+        ) from None
+    _check_files(folder, manifest)
+    if needs_operating_point and manifest.operating_point is None:
+        raise ModelPackageError(
+            "has no operating point",
+            where=folder,
+            remedy="Run 'medkd predict' and 'medkd aggregate' on the run first.",
+        )
+    return ModelPackage(folder, manifest, sha256_of_json(json.loads(path.read_text("utf-8"))))
+
+
+def _check_files(folder: Path, manifest: Manifest) -> None:
+    anew = "Get the package anew from where it was made."
+    for name, expected in manifest.files.items():
+        pure = PurePosixPath(name)
+        if pure.is_absolute() or ".." in pure.parts or pure.suffix not in _ALLOWED_SUFFIXES:
+            raise ModelPackageError(
+                f"lists the file '{name}', which a package cannot hold", where=folder, remedy=anew
+            )
+        path = folder / name
+        if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
+            raise ModelPackageError(f"lacks the file '{name}'", where=folder, remedy=anew)
+        if sha256_of_file(path) != expected:
+            raise ModelPackageError(
+                f"'{name}' is not the file that was packaged (its SHA-256 differs)",
+                where=folder,
+                remedy=anew,
+            )
+    for student in manifest.students:
+        for name in (student.onnx, student.safetensors):
+            if name not in manifest.files:
+                raise ModelPackageError(
+                    f"'{name}' of {student.name} has no SHA-256", where=folder, remedy=anew
+                )
+    known = {folder / name for name in (*manifest.files, MANIFEST)}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path not in known and not path.name.endswith(".medkd-tmp"):
+            raise ModelPackageError(
+                f"holds the file '{path.relative_to(folder)}', which it does not list",
+                where=folder,
+                remedy="Remove it; a package holds nothing but its own files.",
+            )
+
+
+def manifest_schema() -> dict[str, Any]:
+    """The JSON schema of ``model.json``, published as ``model.schema.json``."""
+    return Manifest.model_json_schema()
+
+
+def model_card(manifest: Manifest) -> str:
+    """The model card in Markdown, from nothing but the manifest."""
+    origin, tile = manifest.provenance, manifest.preprocessing.tile
+    lines = [
+        f"# {manifest.name} {manifest.version}",
+        "",
+        "**Research use only. Not a medical device; no call may guide the care of a patient.**",
+        "",
+    ]
+    if origin.trained_on_synthetic:
+        lines += ["**Trained on synthetic slides: its calls on real slides mean nothing.**", ""]
+    lines += [
+        "## What it does",
+        "",
+        f"Calls a whole-slide image of H&E-stained tissue {' or '.join(manifest.classes)}. It "
+        f"gives a probability of {manifest.positive} with an interval, and may answer that there "
+        "is no call.",
+        "",
+        "## What it is",
+        "",
+        f"{len(manifest.students)} student networks whose mean probability is the score: "
+        + ", ".join(
+            f"{s.name} ({s.network}, width {s.width:g}, {s.parameters:,} parameters)"
+            for s in manifest.students
+        )
+        + f". Trained with the method {origin.method}. Tiles of {tile.size_px} px at {tile.mpp:g} "
+        f"um/px ({tile.size_px * tile.mpp:g} um); a slide's score is the mean over its tiles.",
+        "",
+        "## Training data",
+        "",
+        "| role | patients | tiles |",
+        "|---|---:|---:|",
+        *(
+            f"| {role} | {origin.patients[role]} | {origin.tiles[role]:,} |"
+            for role in origin.patients
+        ),
+        "",
+        f"Data digest `{origin.data_digest[:16]}`, seed {origin.seed}, epoch {origin.best_epoch} "
+        f"of {origin.epochs} chosen on validation patients.",
+        "",
+        "## Operating point",
+        "",
+        *_card_operating_point(manifest),
+        "",
+        "## Limits",
+        "",
+        "- Scores are not calibrated probabilities.",
+        "- The interval covers the sampling of tiles only; it is a lower bound of the uncertainty.",
+        "- Another scanner, stain or population than in training has not been tested.",
+        "",
+        f"MLflow run `{origin.run_id}`. {origin.software}, torch {origin.torch}. "
+        f"{manifest.created}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _card_operating_point(manifest: Manifest) -> list[str]:
+    point = manifest.operating_point
+    if point is None:
+        return ["None yet: the package cannot be used for calls."]
+    low, high = point.sensitivity_interval
+    lines = [
+        f"A score of at least {point.threshold:.4f} counts as {manifest.positive}: "
+        f"{point.method} ({point.target_sensitivity:.0%}), chosen on {point.date} on "
+        f"{point.patients} {point.cohort}, {point.positives} of them {manifest.positive}. "
+        f"There the sensitivity was {point.sensitivity:.2f} ({low:.2f} to {high:.2f}).",
+    ]
+    if manifest.test_performance is not None:
+        test = manifest.test_performance
+        area = test["patient_auroc"]
+        lines += [
+            "",
+            f"On {test['patients']} test patients ({test['positives']} {manifest.positive}): AUROC "
+            + (
+                "not available."
+                if area["value"] is None
+                else f"{area['value']:.3f} ({area['lower']:.3f} to {area['upper']:.3f})."
+            ),
+        ]
+    return lines
