@@ -25,6 +25,8 @@ BRIGHT_SHARE = 0.01
 _BLACK_BELOW = 40
 _DARK_FIELD_SHARE = 0.5
 
+_LEAST_CONTRAST = 8.0
+
 _SMALLEST_STROKE_MM2 = 0.005  # a dot of a fine pen; stained debris is smaller
 _STROKE_RIM_UM = 40.0  # ink fades out at a stroke's edge, and is out of focus
 
@@ -112,7 +114,8 @@ def focus_score(pixels: np.ndarray, mpp: float) -> float:
     """How sharp a tile is: fine detail relative to contrast, about 0 (blurred) to 1.
 
     The standard deviation of the Laplacian over four times that of the grey values, at
-    :data:`FOCUS_MPP`. The ratio makes pale tissue count like dark tissue.
+    :data:`FOCUS_MPP`. The ratio makes pale tissue count like dark tissue. Less contrast than 8
+    grey levels counts as 8, or the noise of a featureless tile would pass for detail.
 
     Args:
         pixels: the tile, uint8, H x W x 3, RGB.
@@ -120,4 +123,4 @@ def focus_score(pixels: np.ndarray, mpp: float) -> float:
     """
     grey = resample(pixels, mpp, FOCUS_MPP).astype(np.float32) @ _LUMA
     detail = ndimage.laplace(grey, mode="nearest").std() / 4
-    return float(detail / max(grey.std(), 1.0))
+    return float(detail / max(grey.std(), _LEAST_CONTRAST))

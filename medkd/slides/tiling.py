@@ -53,8 +53,8 @@ class Tile:
     Attributes:
         x, y: its top left corner, level-0 pixels.
         fate: ``used``, ``unreadable``, or why it was rejected, one of :data:`REJECTIONS`.
-        tissue_fraction: share of it that is tissue on the thumbnail; nan where the thumbnail
-            could not be read.
+        tissue_fraction: share of it that is tissue on the thumbnail; by its own pixels where
+            the thumbnail could not be read, nan where neither could.
         focus: see :func:`medkd.slides.quality.focus_score`; nan where it was not measured.
         pixels: uint8, size_px x size_px x 3, RGB; None unless it is used.
     """
@@ -151,56 +151,55 @@ class ScannedSlide:
         pen = self._shares(find_pen(self.thumbnail, self.thumbnail_mpp))
         black = self._shares(black_mask(self.thumbnail))
         unknown = self._shares(~self._readable) > 0
+        fates = np.select(
+            [unknown, black > _MAX_BLACK, pen > self.parameters.max_pen],
+            ["", BLACK, PEN],
+            np.where(tissue < self.parameters.min_tissue, BACKGROUND, ""),
+        )
+        tissue[unknown] = math.nan
         read = unreadable = 0
         for row, y in enumerate(self._ys):
             for column, x in enumerate(self._xs):
-                at = (row, column)
-                fraction = float(tissue[at])
-                if unknown[at]:
-                    tile = self._read_unknown(x, y)
-                elif black[at] > _MAX_BLACK:
-                    tile = Tile(x, y, BLACK, fraction, math.nan)
-                elif pen[at] > self.parameters.max_pen:
-                    tile = Tile(x, y, PEN, fraction, math.nan)
-                elif fraction < self.parameters.min_tissue:
-                    tile = Tile(x, y, BACKGROUND, fraction, math.nan)
-                else:
-                    tile = self._read(x, y, fraction)
-                if tile.fate in (USED, UNREADABLE, OUT_OF_FOCUS) or unknown[at]:
-                    read += 1
-                    unreadable += tile.fate == UNREADABLE
+                fraction, fate = float(tissue[row, column]), str(fates[row, column])
+                if fate:
+                    yield Tile(x, y, fate, fraction, math.nan)
+                    continue
+                tile = self._read(x, y, fraction)
+                read += 1
+                unreadable += tile.fate == UNREADABLE
                 yield tile
         self._check_readable(read, unreadable)
 
     def _read(self, x: int, y: int, tissue_fraction: float) -> Tile:
-        side_px, mpp = self.parameters.size_px, self.parameters.mpp
+        """Read a tile and judge it; ``tissue_fraction`` is nan where the thumbnail has none."""
+        parameters = self.parameters
         try:
-            pixels = self._reader.read_region(x, y, side_px, side_px, mpp)
+            pixels = self._reader.read_region(
+                x, y, parameters.size_px, parameters.size_px, parameters.mpp
+            )
         except RegionUnreadableError:
             return Tile(x, y, UNREADABLE, tissue_fraction, math.nan)
-        if tissue_fraction > 0 and pixels.min() >= _LOST_ABOVE:
-            return Tile(x, y, UNREADABLE, tissue_fraction, math.nan)
-        if black_mask(resample(pixels, mpp, COARSE_MPP)).mean() > _MAX_BLACK:
-            return Tile(x, y, BLACK, tissue_fraction, math.nan)
-        focus = focus_score(pixels, mpp)
-        if focus < self.parameters.min_focus:
-            return Tile(x, y, OUT_OF_FOCUS, tissue_fraction, focus)
-        return Tile(x, y, USED, tissue_fraction, focus, pixels)
+        coarse = resample(pixels, parameters.mpp, COARSE_MPP)
+        fate, focus = USED, math.nan
+        if math.isnan(tissue_fraction):
+            tissue_fraction, fate = self._judged_alone(coarse)
+        elif tissue_fraction > 0 and pixels.min() >= _LOST_ABOVE:
+            fate = UNREADABLE
+        if fate == USED and black_mask(coarse).mean() > _MAX_BLACK:
+            fate = BLACK
+        if fate == USED:
+            focus = focus_score(pixels, parameters.mpp)
+            fate = USED if focus >= parameters.min_focus else OUT_OF_FOCUS
+        return Tile(x, y, fate, tissue_fraction, focus, pixels if fate == USED else None)
 
-    def _read_unknown(self, x: int, y: int) -> Tile:
-        """Judge a tile by its own pixels, where the thumbnail has none."""
-        tile = self._read(x, y, math.nan)
-        if tile.pixels is None:
-            return tile
-        coarse = resample(tile.pixels, self.parameters.mpp, COARSE_MPP)
+    def _judged_alone(self, coarse: np.ndarray) -> tuple[float, str]:
+        """Tissue share and fate of a tile by its own pixels, where the thumbnail has none."""
+        mpp = max(self.parameters.mpp, COARSE_MPP)
         # One tile may be less than the smallest tissue that is believed of a whole slide.
-        fraction = float(find_tissue(coarse, COARSE_MPP, smallest_mm2=0).mean())
-        fate = USED
-        if find_pen(coarse, COARSE_MPP).mean() > self.parameters.max_pen:
-            fate = PEN
-        elif fraction < self.parameters.min_tissue:
-            fate = BACKGROUND
-        return Tile(x, y, fate, fraction, tile.focus, tile.pixels if fate == USED else None)
+        fraction = float(find_tissue(coarse, mpp, smallest_mm2=0).mean())
+        if find_pen(coarse, mpp).mean() > self.parameters.max_pen:
+            return fraction, PEN
+        return fraction, USED if fraction >= self.parameters.min_tissue else BACKGROUND
 
     def _shares(self, mask: np.ndarray) -> np.ndarray:
         """The share of each candidate that ``mask`` covers: float, rows x columns.
