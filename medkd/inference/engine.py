@@ -140,7 +140,8 @@ def infer_slide(
             flush()
         spent["read"] = time.perf_counter() - opened - spent["model"]
 
-    score, tiles = None, ()
+    score: SlideScore | None = None
+    tiles: tuple[ScoredTile, ...] = ()
     if places:
         probabilities = {name: np.concatenate(parts) for name, parts in collected.items()}
         score = pool_slide(

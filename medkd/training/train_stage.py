@@ -223,7 +223,9 @@ def _finish(run: _Run, done: checkpoint.Progress, resumed_from: int) -> TrainRes
         if row["epoch"] == done.best_epoch and kind == "validation":
             best.setdefault(row["network"], {})[name] = row["value"]
     parameters = {name: count_parameters(network) for name, network in cohort.nodes.items()}
-    write_model_package(config, graph, table, cohort, done, run.tracker.run_id)
+    write_model_package(
+        config, graph, table, cohort, best_epoch=done.best_epoch, run_id=run.tracker.run_id
+    )
     checkpoint.write_completion(
         folder,
         {

@@ -1,0 +1,103 @@
+"""Where on the slide the score comes from: the tiles' probabilities over the H&E thumbnail."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+
+mpl.use("Agg")
+
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from medkd.inference.engine import ScoredTile, SlideInference
+
+# Perceptually uniform, and read alike by colour-blind people.
+COLOUR_MAP = "cividis"
+
+
+def heatmap_values(
+    tiles: Sequence[ScoredTile], tile_extent_px: float, scale: float, shape: tuple[int, int]
+) -> np.ndarray:
+    """Probability of each pixel of a thumbnail; overlapping tiles are averaged.
+
+    Args:
+        tiles: corners in level-0 pixels.
+        tile_extent_px: side of a tile, level-0 pixels.
+        scale: thumbnail pixels per level-0 pixel.
+        shape: height and width of the thumbnail.
+
+    Returns:
+        float64, of ``shape``; nan where no tile lies.
+    """
+    total, count = np.zeros(shape), np.zeros(shape)
+    for tile in tiles:
+        rows, columns = tile_rectangle(tile.x, tile.y, tile_extent_px, scale)
+        total[rows, columns] += tile.probability
+        count[rows, columns] += 1
+    return np.divide(total, count, out=np.full(shape, np.nan), where=count > 0)
+
+
+def tile_rectangle(x: int, y: int, tile_extent_px: float, scale: float) -> tuple[slice, slice]:
+    """Rows and columns of a tile on the thumbnail; neighbouring tiles share no pixel."""
+    top, bottom = round(y * scale), round((y + tile_extent_px) * scale)
+    left, right = round(x * scale), round((x + tile_extent_px) * scale)
+    return slice(top, max(bottom, top + 1)), slice(left, max(right, left + 1))
+
+
+def heatmap_png(result: SlideInference, threshold: float, positive: str) -> bytes:
+    """The thumbnail with the outline of the tissue, and beside it the probabilities over it.
+
+    Args:
+        result: of the slide.
+        threshold: the operating point, marked on the scale, which is the same on every slide.
+        positive: name of the positive class.
+    """
+    height, width = result.thumbnail.shape[:2]
+    scale = result.properties.mpp / result.thumbnail_mpp
+    values = heatmap_values(result.tiles, result.tile_extent_px, scale, (height, width))
+    tall = height > 1.4 * width
+    figure = Figure(
+        figsize=(10, 8 if tall else max(3.2, 0.6 + 4.6 * height / width)),
+        layout=ConstrainedLayoutEngine(rect=(0, 0.03, 1, 0.97)),
+    )
+    left, right = figure.subplots(1, 2)
+    for axes, title in (
+        (left, "H&E, tissue outlined"),
+        (right, f"probability of {positive} by tile"),
+    ):
+        axes.imshow(result.thumbnail)
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.set_xticks([])
+        axes.set_yticks([])
+    if result.tissue_mask.any():
+        left.contour(result.tissue_mask, [0.5], colors="#0072B2", linewidths=0.8)
+    shown = right.imshow(values, cmap=COLOUR_MAP, vmin=0, vmax=1, alpha=0.75, interpolation="none")
+    bar = figure.colorbar(shown, ax=right, fraction=0.046, pad=0.02)
+    bar.ax.axhline(threshold, color="#D55E00", linewidth=2)
+    bar.ax.text(
+        -0.25, threshold, "operating\npoint", color="#D55E00", fontsize=7,
+        ha="right", va="center",
+    )  # fmt: skip
+    _scale_bar(left, width, result.thumbnail_mpp)
+    note = f"{result.properties.slide_id}. Research use only."
+    if result.properties.synthetic:
+        note += " Synthetic slide."
+    figure.text(0.01, 0.01, note, fontsize=7, color="0.4")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _scale_bar(axes: mpl.axes.Axes, width_px: int, mpp: float) -> None:
+    """A bar of a round length, at most a quarter of the image."""
+    lengths = [value * 10.0**power for power in range(0, 5) for value in (1, 2, 5)]
+    length_um = max([um for um in lengths if um / mpp <= width_px / 4], default=lengths[0])
+    text = f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} um"
+    x0, y0 = 0.04, 0.05
+    span = length_um / mpp / width_px
+    axes.plot([x0, x0 + span], [y0, y0], transform=axes.transAxes, color="black", linewidth=3)
+    axes.text(x0, y0 + 0.015, text, transform=axes.transAxes, fontsize=8, va="bottom")

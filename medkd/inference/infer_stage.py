@@ -1,0 +1,177 @@
+"""The infer stage: a folder with result.json, report.html and heatmap.png for each slide."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from medkd import __version__
+from medkd.errors import MedkdError, SlideError
+from medkd.files import make_folder, remove_stale_temporaries, write_bytes, write_json, write_text
+from medkd.inference.engine import SlideInference, Students, infer_slide
+from medkd.inference.heatmap import heatmap_png
+from medkd.inference.package import ModelPackage
+from medkd.inference.report import report_html
+from medkd.inference.result import Gate, Model, Mpp, Quality, Result, Synthetic, Tiles
+from medkd.progress import progress
+
+
+@dataclass(frozen=True)
+class InferRow:
+    """One slide for the table in the terminal."""
+
+    slide_id: str
+    call: str
+    probability: float | None
+    interval: tuple[float, float] | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class InferSummary:
+    """Slides that were called, and a line for each that failed."""
+
+    rows: tuple[InferRow, ...]
+    failed: tuple[str, ...]
+
+
+def slide_id_of(path: Path) -> str:
+    """The file's name without its ending, with nothing in it that could not name a folder."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", path.stem).lstrip(".") or "slide"
+
+
+def infer_slides(
+    paths: Sequence[Path], package: ModelPackage, out: Path, *, mpp: float | None = None
+) -> InferSummary:
+    """Call every slide; one that cannot be used costs one line.
+
+    Args:
+        paths: the slides.
+        package: the model.
+        out: gets a folder for each slide. ``result.json`` is written last: where it is, the
+            others are whole.
+        mpp: resolution of level 0, um/px, over what the slides say.
+
+    Raises:
+        OutputError: ``out`` cannot be written.
+        SlideError: two slides have one id.
+    """
+    ids: dict[str, Path] = {}
+    for path in paths:
+        other = ids.setdefault(slide_id_of(path), path)
+        if other != path:
+            error = SlideError(
+                "duplicate_id",
+                f"would be written to the same folder as {other}",
+                where=path,
+                remedy="Rename one of the two, or call them one after the other.",
+            )
+            error.exit_status = 2
+            raise error
+    make_folder(out)
+    students = Students(package)
+    rows: list[InferRow] = []
+    failed: list[str] = []
+    with progress("inferring", 100 * len(ids)) as advance:
+        for number, (slide_id, path) in enumerate(ids.items(), start=1):
+            shown = 100 * (number - 1)
+
+            def on_tile(done: int, total: int, number: int = number, name: str = slide_id) -> None:
+                nonlocal shown
+                now = 100 * (number - 1) + 95 * done // max(total, 1)
+                if now > shown:
+                    advance(now - shown, note=name)
+                    shown = now
+
+            try:
+                rows.append(
+                    _infer_one(path, slide_id, package, students, out / slide_id, mpp, on_tile)
+                )
+            except SlideError as error:
+                failed.append(str(error))
+            advance(100 * number - shown, note=slide_id)
+    return InferSummary(tuple(rows), tuple(failed))
+
+
+def _infer_one(  # type: ignore[no-untyped-def]
+    path: Path,
+    slide_id: str,
+    package: ModelPackage,
+    students: Students,
+    folder: Path,
+    mpp: float | None,
+    on_tile,
+) -> InferRow:
+    began = time.perf_counter()
+    inference = infer_slide(path, package, students, slide_id=slide_id, mpp=mpp, on_tile=on_tile)
+    make_folder(folder)
+    remove_stale_temporaries(folder)
+    (folder / "result.json").unlink(missing_ok=True)
+    drawing = time.perf_counter()
+    manifest = package.manifest
+    point = manifest.operating_point
+    assert point is not None  # load_package refuses a package without one
+    heatmap = heatmap_png(inference, point.threshold, manifest.positive)
+    write_bytes(folder / "heatmap.png", heatmap)
+    now = time.perf_counter()
+    timing = {**inference.timing_s, "report": now - drawing, "total": now - began}
+    result = build_result(inference, package, timing)
+    write_text(folder / "report.html", report_html(result, manifest, heatmap))
+    write_json(folder / "result.json", result.model_dump(mode="json"))
+    return InferRow(slide_id, result.call, result.probability_msi, result.interval, timing["total"])
+
+
+def build_result(
+    inference: SlideInference, package: ModelPackage, timing_s: dict[str, float]
+) -> Result:
+    """What ``result.json`` holds. The slide's path and its other metadata stay out of it."""
+    manifest = package.manifest
+    point = manifest.operating_point
+    assert point is not None  # load_package refuses a package without one
+    call, score = inference.call, inference.score
+    called = score if call.call != "no result" else None
+    return Result(
+        slide_id=inference.properties.slide_id,
+        call=call.call,
+        reasons=call.reasons,
+        probability_msi=None if called is None else called.score,
+        interval=None if called is None else (called.lower, called.upper),
+        students={} if called is None else called.students,
+        disagreement=None if called is None else called.disagreement,
+        operating_point=point,
+        qc=Quality(
+            gates=tuple(Gate(**_plain(asdict(gate))) for gate in call.gates),
+            warnings=inference.warnings,
+        ),
+        tiles=Tiles(**asdict(inference.counts)),
+        tissue_area_mm2=round(inference.tissue_area_mm2, 4),
+        mpp=Mpp(value=inference.properties.mpp, source=inference.properties.mpp_source),
+        model=Model(name=manifest.name, version=manifest.version, sha256=package.sha256),
+        software={"medkd": __version__, "onnxruntime": version("onnxruntime")},
+        timing_s={name: round(seconds, 3) for name, seconds in timing_s.items()},
+        synthetic=Synthetic(
+            slide=inference.properties.synthetic,
+            model=manifest.provenance.trained_on_synthetic,
+        ),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _plain(gate: dict[str, object]) -> dict[str, object]:
+    return {**gate, "value": float(str(gate["value"])), "limit": float(str(gate["limit"]))}
+
+
+def infer_for_table(
+    path: Path, package: ModelPackage, students: Students, mpp: float | None
+) -> tuple[Result | None, str]:
+    """One slide without files: its result, or the reason why there is none."""
+    try:
+        inference = infer_slide(path, package, students, slide_id=slide_id_of(path), mpp=mpp)
+    except MedkdError as error:
+        return None, str(error)
+    return build_result(inference, package, inference.timing_s), ""

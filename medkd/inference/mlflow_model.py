@@ -1,0 +1,100 @@
+"""The model package as an MLflow model: a table of slide paths in, a table of calls out.
+
+MLflow runs this file to make the model ("models from code"), so nothing is pickled.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+import pandas as pd
+from mlflow.models import ModelSignature, set_model
+from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.types import ColSpec, DataType, Schema
+
+if TYPE_CHECKING:
+    from mlflow.models.model import ModelInfo
+
+_PACKAGE = "medkd_package"
+
+SIGNATURE = ModelSignature(
+    inputs=Schema(
+        [
+            ColSpec(DataType.string, "slide"),
+            ColSpec(DataType.double, "mpp", required=False),
+        ]
+    ),
+    outputs=Schema(
+        [
+            ColSpec(DataType.string, "slide_id"),
+            ColSpec(DataType.string, "call"),
+            ColSpec(DataType.double, "probability_msi"),
+            ColSpec(DataType.double, "lower"),
+            ColSpec(DataType.double, "upper"),
+            ColSpec(DataType.double, "disagreement"),
+            ColSpec(DataType.string, "reasons"),
+            ColSpec(DataType.string, "error"),
+        ]
+    ),
+)
+
+
+class SlideCaller(PythonModel):  # type: ignore[misc, unused-ignore]
+    """Calls slides with a model package. Research use only."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Check the package and load its students."""
+        from medkd.inference.engine import Students
+        from medkd.inference.package import load_package
+
+        self._package = load_package(Path(context.artifacts[_PACKAGE]))
+        self._students = Students(self._package)
+
+    def predict(
+        self,
+        context: PythonModelContext,  # noqa: ARG002  (MLflow's signature)
+        model_input: pd.DataFrame,
+        params: dict[str, Any] | None = None,  # noqa: ARG002
+    ) -> pd.DataFrame:
+        """A row for each slide; one that cannot be used has the reason in ``error``."""
+        from medkd.inference.infer_stage import infer_for_table, slide_id_of
+
+        rows = []
+        for row in model_input.to_dict("records"):
+            path, mpp = Path(row["slide"]), row.get("mpp")
+            result, error = infer_for_table(
+                path, self._package, self._students, None if pd.isna(mpp) else float(mpp)
+            )
+            interval = (None, None) if result is None else (result.interval or (None, None))
+            rows.append(
+                {
+                    "slide_id": slide_id_of(path),
+                    "call": "no result" if result is None else result.call,
+                    "probability_msi": None if result is None else result.probability_msi,
+                    "lower": interval[0],
+                    "upper": interval[1],
+                    "disagreement": None if result is None else result.disagreement,
+                    "reasons": "" if result is None else " ".join(result.reasons),
+                    "error": error,
+                }
+            )
+        return pd.DataFrame(rows, columns=SIGNATURE.outputs.input_names())
+
+
+def log_package(folder: Path, run_id: str, registered_name: str | None) -> ModelInfo:
+    """Log a model package to a run, and register it if a name is given."""
+    with mlflow.start_run(run_id=run_id):
+        return mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(Path(__file__)),
+            artifacts={_PACKAGE: str(folder)},
+            signature=SIGNATURE,
+            registered_model_name=registered_name,
+            pip_requirements=["medkd"],
+        )
+
+
+if __name__ != "medkd.inference.mlflow_model":
+    set_model(SlideCaller())

@@ -1,0 +1,83 @@
+"""The model package of a finished training: students only."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import torch
+
+from medkd import __version__
+from medkd.config import Config
+from medkd.distill.cohort import Cohort
+from medkd.distill.graph import Graph
+from medkd.inference.package import write_package
+from medkd.networks.zoo import count_parameters
+from medkd.training.data import ROLES, TileTable
+from medkd.training.export import export_onnx, export_safetensors
+
+
+def write_model_package(
+    config: Config,
+    graph: Graph,
+    table: TileTable,
+    cohort: Cohort,
+    *,
+    best_epoch: int,
+    run_id: str,
+) -> None:
+    """Write ``<run>/model`` with the students as they are now, without an operating point."""
+    files: dict[str, bytes] = {}
+    students = []
+    for name in graph.deployed:
+        network = cohort.nodes[name]
+        chosen = config.train.students[graph.node(name).index]
+        paths = {kind: f"students/{name}.{kind}" for kind in ("onnx", "safetensors")}
+        files[paths["onnx"]] = export_onnx(network, config.tile.size_px)
+        files[paths["safetensors"]] = export_safetensors(network)
+        students.append(
+            {
+                "name": name,
+                "network": chosen.network,
+                "width": chosen.width,
+                "parameters": count_parameters(network),
+                **paths,
+            }
+        )
+    by_role = {role: table.tiles[table.tiles["role"] == role] for role in ROLES}
+    created = datetime.now(UTC)
+    write_package(
+        config.model_folder,
+        {
+            "schema_version": 1,
+            "name": config.mlflow.registered_model or config.train.name,
+            "version": created.strftime("%Y.%m.%d.%H%M%S"),
+            "created": created.isoformat(timespec="seconds"),
+            "task": "classification",
+            "research_use_only": True,
+            "classes": list(config.data.classes),
+            "positive": config.data.positive,
+            "preprocessing": {"tile": config.tile.model_dump(mode="json")},
+            "students": students,
+            "slide_head": {"pooling": "mean_probability"},
+            "calibration": {"kind": "none"},
+            "operating_point": None,
+            "gates": config.infer.model_dump(mode="json"),
+            "slide_level": config.slide_level.model_dump(mode="json"),
+            "provenance": {
+                "run_id": run_id,
+                "experiment": config.mlflow.experiment,
+                "run_name": config.train.name,
+                "method": graph.method,
+                "seed": config.seed,
+                "epochs": config.train.epochs,
+                "best_epoch": best_epoch,
+                "data_digest": table.digest,
+                "patients": {r: int(by_role[r]["patient_id"].nunique()) for r in ROLES},
+                "tiles": {r: len(by_role[r]) for r in ROLES},
+                "trained_on_synthetic": table.synthetic,
+                "software": f"medkd {__version__}",
+                "torch": torch.__version__,
+            },
+        },
+        files,
+    )
