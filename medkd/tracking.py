@@ -39,7 +39,8 @@ def tracking_uri(config: Config) -> str:
 
 
 @contextmanager
-def _store_errors(uri: str) -> Iterator[None]:
+def store_errors(uri: str) -> Iterator[None]:
+    """Turn what MLflow and the network raise into a :class:`TrackingError`."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -77,7 +78,7 @@ def connect(config: Config) -> tuple[MlflowClient, str]:
     local = uri.startswith("sqlite:")
     if local:
         make_folder(config.output)
-    with _store_errors(uri):
+    with store_errors(uri):
         mlflow.set_tracking_uri(uri)
         client = MlflowClient(tracking_uri=uri)
         name = config.mlflow.experiment

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -98,14 +98,14 @@ def infer_slides(
     return InferSummary(tuple(rows), tuple(failed))
 
 
-def _infer_one(  # type: ignore[no-untyped-def]
+def _infer_one(
     path: Path,
     slide_id: str,
     package: ModelPackage,
     students: Students,
     folder: Path,
     mpp: float | None,
-    on_tile,
+    on_tile: Callable[[int, int], None],
 ) -> InferRow:
     began = time.perf_counter()
     inference = infer_slide(path, package, students, slide_id=slide_id, mpp=mpp, on_tile=on_tile)
@@ -145,7 +145,10 @@ def build_result(
         disagreement=None if called is None else called.disagreement,
         operating_point=point,
         qc=Quality(
-            gates=tuple(Gate(**_plain(asdict(gate))) for gate in call.gates),
+            gates=tuple(
+                Gate(name=g.name, value=float(g.value), limit=float(g.limit), passed=g.passed)
+                for g in call.gates
+            ),
             warnings=inference.warnings,
         ),
         tiles=Tiles(**asdict(inference.counts)),
@@ -160,10 +163,6 @@ def build_result(
         ),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-
-
-def _plain(gate: dict[str, object]) -> dict[str, object]:
-    return {**gate, "value": float(str(gate["value"])), "limit": float(str(gate["limit"]))}
 
 
 def infer_for_table(

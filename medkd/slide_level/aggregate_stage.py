@@ -1,0 +1,170 @@
+"""The aggregate stage: calls, evaluation, the frozen operating point, and all of it in MLflow."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pandas as pd
+
+from medkd.config import Config
+from medkd.datasets.split import check_split, read_split
+from medkd.datasets.tables import read_slides
+from medkd.errors import StageError
+from medkd.files import atomic_path, write_bytes, write_json
+from medkd.inference.package import load_package, set_operating_point
+from medkd.slide_level.aggregate import ENSEMBLE, Aggregation, aggregate
+from medkd.slide_level.plots import evaluation_plots
+from medkd.slide_level.statistics import Estimate
+from medkd.tracking import TrackedRun, open_tracked_runs, store_errors, tracking_uri
+
+
+@dataclass(frozen=True)
+class AggregateResult:
+    """What the terminal shows.
+
+    ``auroc_rows``: network, tile, slide and patient AUROC, as text.
+    """
+
+    aggregation: Aggregation
+    auroc_rows: tuple[tuple[str, str, str, str], ...]
+    lines: tuple[str, ...]
+
+
+def run_aggregate_stage(config: Config) -> AggregateResult:
+    """Aggregate the predictions of a run.
+
+    Raises:
+        StageError: predictions, tiles or split are missing, or do not belong together.
+        ModelPackageError: the run's package was changed.
+        TrackingError: MLflow does not answer.
+    """
+    folder = config.run_folder
+    path = folder / "predictions.parquet"
+    if not path.exists():
+        raise StageError("no predictions yet", where=path, remedy="Run 'medkd predict' first.")
+    rows = read_slides(config.data.slides, config.data.classes)
+    check_split(read_split(config.splits_file), rows, where=config.splits_file)
+    package = load_package(config.model_folder, needs_operating_point=False)
+    predictions = pd.read_parquet(path)
+    result = aggregate(
+        predictions,
+        {row.patient_id: row.label for row in rows},
+        _tissue_mm2(config, sorted(predictions["slide_id"].unique())),
+        [student.name for student in package.manifest.students],
+        config,
+        date=datetime.now(UTC).date().isoformat(),
+        synthetic=package.manifest.provenance.trained_on_synthetic,
+    )
+    _write(config, result)
+    runs = open_tracked_runs(config)
+    with store_errors(tracking_uri(config)):
+        registered = _log(config, result, runs)
+    return AggregateResult(result, _auroc_rows(result), _lines(config, result, registered))
+
+
+def _tissue_mm2(config: Config, slide_ids: list[str]) -> dict[str, float]:
+    areas = {}
+    for slide_id in slide_ids:
+        path = config.tiles_folder / f"{slide_id}.json"
+        if not path.exists():
+            raise StageError(
+                f"slide '{slide_id}' has predictions and no tiles",
+                where=path,
+                remedy="Run 'medkd tile' and 'medkd predict' again.",
+            )
+        areas[slide_id] = float(json.loads(path.read_text(encoding="utf-8"))["tissue_area_mm2"])
+    return areas
+
+
+def _write(config: Config, result: Aggregation) -> None:
+    folder = config.run_folder
+    for name, table in (("slide_calls", result.slides), ("patient_calls", result.patients)):
+        with atomic_path(folder / f"{name}.parquet") as path:
+            table.to_parquet(path, index=False)
+    with atomic_path(folder / "slide_calls.csv") as path:
+        result.slides.to_csv(path, index=False, float_format="%.6f")
+    for name, png in evaluation_plots(result, config.data.positive).items():
+        write_bytes(folder / "plots" / name, png)
+    write_json(folder / "evaluation.json", result.evaluation)
+    set_operating_point(
+        config.model_folder,
+        result.operating_point.to_json(),
+        {**result.evaluation["test"], **result.evaluation["networks"][ENSEMBLE]},
+    )
+
+
+def _log(config: Config, result: Aggregation, runs: dict[str, TrackedRun]) -> str:
+    folder = config.run_folder
+    parent = runs["parent"]
+    figures = _figures(result)
+    parent.log_metrics({**figures[ENSEMBLE], **_at_operating_point(result)}, step=0)
+    for network, values in figures.items():
+        if network in runs:
+            runs[network].log_metrics(values, step=0)
+    for name in ("evaluation.json", "slide_calls.parquet", "slide_calls.csv"):
+        parent.log_file(folder / name)
+    for path in sorted((folder / "plots").glob("*.png")):
+        parent.log_file(path, "plots")
+    from medkd.inference.mlflow_model import log_package
+
+    info = log_package(config.model_folder, parent.run_id, config.mlflow.registered_model)
+    parent.finish("FINISHED")
+    version = info.registered_model_version
+    return "" if version is None else f"models:/{config.mlflow.registered_model}/{version}"
+
+
+def _figures(result: Aggregation) -> dict[str, dict[str, float]]:
+    figures: dict[str, dict[str, float]] = {}
+    for network, known in result.evaluation["networks"].items():
+        values = {
+            "test/tile_auroc": known["tile_auroc"],
+            "test/slide_auroc": known["slide_auroc"]["value"],
+            "test/patient_auroc": known["patient_auroc"]["value"],
+            "test/patient_auroc_lower": known["patient_auroc"]["lower"],
+            "test/patient_auroc_upper": known["patient_auroc"]["upper"],
+        }
+        figures[network] = {key: value for key, value in values.items() if value is not None}
+    return figures
+
+
+def _at_operating_point(result: Aggregation) -> dict[str, float]:
+    known: dict[str, Any] = result.evaluation["at_operating_point"]
+    values = {
+        "operating_point/threshold": result.operating_point.threshold,
+        "test/sensitivity": known["sensitivity"]["value"],
+        "test/specificity": known["specificity"]["value"],
+    }
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _auroc_rows(result: Aggregation) -> tuple[tuple[str, str, str, str], ...]:
+    rows = []
+    for network, known in result.evaluation["networks"].items():
+        tile = known["tile_auroc"]
+        rows.append(
+            (
+                network,
+                "" if tile is None else f"{tile:.3f}",
+                str(Estimate(known["slide_auroc"]["value"])),
+                str(Estimate(**known["patient_auroc"])),
+            )
+        )
+    return tuple(rows)
+
+
+def _lines(config: Config, result: Aggregation, registered: str) -> tuple[str, ...]:
+    point, known = result.operating_point, result.evaluation["at_operating_point"]
+    test = result.evaluation["test"]
+    return (
+        f"Operating point {point.threshold:.4f}, frozen: sensitivity {point.sensitivity:.2f} on "
+        f"{point.patients} validation patients.",
+        f"On {test['patients']} test patients ({test['positives']} {config.data.positive}): "
+        f"sensitivity {Estimate(**known['sensitivity'])}, specificity "
+        f"{Estimate(**known['specificity'])}.",
+        f"Model package: {config.model_folder}"
+        + (f"; in MLflow's registry as {registered}" if registered else ""),
+        f"Figures and tables: {config.run_folder}",
+    )
