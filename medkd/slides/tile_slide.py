@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import platform
@@ -111,29 +112,13 @@ def tile_slide(task: SlideTask) -> SlideOutcome:
     Raises:
         OutputError: its files cannot be written; the other slides would fare no better.
     """
-    started = time.monotonic()
-    outcome = SlideOutcome(task.slide_id, task.patient_id, "failed")
     try:
-        with open_slide_for_tiling(
-            task.path, task.parameters, slide_id=task.slide_id, table_mpp=task.table_mpp
-        ) as slide:
-            outcome = replace(outcome, record=_record(task, slide))
-            outcome = _tile_open_slide(task, slide, outcome)
-    except SlideError as error:
-        outcome = replace(outcome, reason=error.reason, message=str(error))
+        return _attempt(task)
     except OutputError:
+        # Without its record the store is worth nothing, and the disk may be full.
+        with contextlib.suppress(OutputError):
+            _remove_files(task)
         raise
-    except Exception as error:
-        # One slide that no one foresaw must not stop the others.
-        _log.debug("tiling %s", task.path, exc_info=True)
-        message = f"{task.path}: {type(error).__name__}: {error}".replace("\n", " ")
-        remedy = "This is a fault of medkd; please report it."
-        outcome = replace(outcome, reason="internal_error", message=f"{message}. {remedy}")
-    outcome = replace(outcome, seconds=round(time.monotonic() - started, 3))
-    if outcome.status == "ok":
-        outcome.record["timing_s"] = outcome.seconds
-        write_json(task.record_path, outcome.record)
-    return outcome
 
 
 def outdated(task: SlideTask) -> str | None:
@@ -161,7 +146,7 @@ def outdated(task: SlideTask) -> str | None:
         "mpp in slides.csv": (record.get("table_mpp"), task.table_mpp),
         "slide file": (slide.get("fingerprint"), fingerprint_now),
     }
-    parameters, before = _parameters(task.parameters), record.get("parameters", {})
+    parameters, before = task.parameters.recorded(), record.get("parameters", {})
     for key in sorted({*parameters, *before}):
         compared[f"tile.{key}"] = (before.get(key), parameters.get(key))
     changes = [
@@ -185,6 +170,32 @@ def skipped(task: SlideTask) -> SlideOutcome:
     )
 
 
+def _attempt(task: SlideTask) -> SlideOutcome:
+    started = time.monotonic()
+    outcome = SlideOutcome(task.slide_id, task.patient_id, "failed")
+    try:
+        with open_slide_for_tiling(
+            task.path, task.parameters, slide_id=task.slide_id, table_mpp=task.table_mpp
+        ) as slide:
+            outcome = replace(outcome, record=_record(task, slide))
+            outcome = _tile_open_slide(task, slide, outcome)
+    except SlideError as error:
+        outcome = replace(outcome, reason=error.reason, message=str(error))
+    except OutputError:
+        raise
+    except Exception as error:
+        # One slide that no one foresaw must not stop the others.
+        _log.debug("tiling %s", task.path, exc_info=True)
+        message = f"{task.path}: {type(error).__name__}: {error}".replace("\n", " ")
+        remedy = "This is a fault of medkd; please report it."
+        outcome = replace(outcome, reason="internal_error", message=f"{message}. {remedy}")
+    outcome = replace(outcome, seconds=round(time.monotonic() - started, 3))
+    if outcome.status == "ok":
+        outcome.record["timing_s"] = outcome.seconds
+        write_json(task.record_path, outcome.record)
+    return outcome
+
+
 def _tile_open_slide(task: SlideTask, slide: ScannedSlide, outcome: SlideOutcome) -> SlideOutcome:
     seen: list[Tile] = []
 
@@ -194,7 +205,7 @@ def _tile_open_slide(task: SlideTask, slide: ScannedSlide, outcome: SlideOutcome
             yield tile
 
     try:
-        _remove_old(task)
+        _remove_files(task)
         with writing_store(task.store_path) as store:
             for tile in remembered():
                 if tile.pixels is not None:
@@ -219,8 +230,8 @@ def _tile_open_slide(task: SlideTask, slide: ScannedSlide, outcome: SlideOutcome
     )
 
 
-def _remove_old(task: SlideTask) -> None:
-    """Remove what an earlier run made; the record first, for it vouches for the rest."""
+def _remove_files(task: SlideTask) -> None:
+    """Remove the slide's files; the record first, for it vouches for the rest."""
     for path in (task.record_path, task.store_path, task.preview_path):
         with output_errors(path):
             path.unlink(missing_ok=True)
@@ -247,7 +258,7 @@ def _record(task: SlideTask, slide: ScannedSlide) -> dict[str, Any]:
         "slide_id": task.slide_id,
         "patient_id": task.patient_id,
         "table_mpp": task.table_mpp,
-        "parameters": _parameters(task.parameters),
+        "parameters": task.parameters.recorded(),
         "slide": {
             "path": str(task.path),
             "fingerprint": properties.fingerprint,
@@ -282,8 +293,3 @@ def _figures(slide: ScannedSlide, seen: list[Tile]) -> dict[str, Any]:
         "tissue_area_mm2": round(slide.tissue_area_mm2, 6),
         "unreadable_mm2": round(counts.unreadable * tile_mm2, 6),
     }
-
-
-def _parameters(parameters: TileConfig) -> dict[str, Any]:
-    """What decides the store's content; how many processes made it does not."""
-    return parameters.model_dump(mode="json", exclude={"workers"})
