@@ -81,6 +81,10 @@ class TileConfig(Strict):
     )
     workers: Positive = Field(2, description="Slides read at the same time, a process each.")
 
+    def recorded(self) -> dict[str, Any]:
+        """What decides a store's content; how many processes made it does not."""
+        return self.model_dump(mode="json", exclude={"workers"})
+
 
 class SplitConfig(Strict):
     """Roles are given to patients, never to slides or tiles."""

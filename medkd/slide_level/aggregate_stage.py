@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -18,6 +17,7 @@ from medkd.inference.package import load_package, set_operating_point
 from medkd.slide_level.aggregate import ENSEMBLE, Aggregation, aggregate
 from medkd.slide_level.plots import evaluation_plots
 from medkd.slide_level.statistics import Estimate
+from medkd.slides.store import read_tile_records
 from medkd.tracking import TrackedRun, open_tracked_runs, store_errors, tracking_uri
 
 
@@ -49,10 +49,12 @@ def run_aggregate_stage(config: Config) -> AggregateResult:
     check_split(read_split(config.splits_file), rows, where=config.splits_file)
     package = load_package(config.model_folder, needs_operating_point=False)
     predictions = pd.read_parquet(path)
+    slide_ids = sorted(predictions["slide_id"].unique())
+    records = read_tile_records(config.tiles_folder, slide_ids)
     result = aggregate(
         predictions,
         {row.patient_id: row.label for row in rows},
-        _tissue_mm2(config, sorted(predictions["slide_id"].unique())),
+        {slide_id: float(record["tissue_area_mm2"]) for slide_id, record in records.items()},
         [student.name for student in package.manifest.students],
         config,
         date=datetime.now(UTC).date().isoformat(),
@@ -63,20 +65,6 @@ def run_aggregate_stage(config: Config) -> AggregateResult:
     with store_errors(tracking_uri(config)):
         registered = _log(config, result, runs)
     return AggregateResult(result, _auroc_rows(result), _lines(config, result, registered))
-
-
-def _tissue_mm2(config: Config, slide_ids: list[str]) -> dict[str, float]:
-    areas = {}
-    for slide_id in slide_ids:
-        path = config.tiles_folder / f"{slide_id}.json"
-        if not path.exists():
-            raise StageError(
-                f"slide '{slide_id}' has predictions and no tiles",
-                where=path,
-                remedy="Run 'medkd tile' and 'medkd predict' again.",
-            )
-        areas[slide_id] = float(json.loads(path.read_text(encoding="utf-8"))["tissue_area_mm2"])
-    return areas
 
 
 def _write(config: Config, result: Aggregation) -> None:

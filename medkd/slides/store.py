@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -214,6 +215,22 @@ def read_index(folder: Path) -> pd.DataFrame:
     if missing:
         raise StageError(f"lacks the columns {', '.join(missing)}", where=path, remedy=_TILE_FIRST)
     return index
+
+
+def read_tile_records(folder: Path, slide_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """What the tile stage wrote about each slide (``<slide_id>.json``).
+
+    Raises:
+        StageError: a slide has none.
+    """
+    records = {}
+    for slide_id in slide_ids:
+        path = folder / f"{slide_id}.json"
+        try:
+            records[slide_id] = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            raise StageError("no such record of a slide", where=path, remedy=_TILE_FIRST) from None
+    return records
 
 
 def _stored_tile(entry: zipfile.ZipInfo) -> StoredTile:

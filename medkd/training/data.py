@@ -16,7 +16,7 @@ from medkd.datasets.tables import SlideRow
 from medkd.datasets.transforms import tile_transforms
 from medkd.errors import StageError
 from medkd.files import sha256_of_json
-from medkd.slides.store import read_index
+from medkd.slides.store import read_index, read_tile_records
 
 ROLES = ("train", "validation", "test")
 
@@ -47,6 +47,15 @@ def load_tile_table(config: Config, rows: Sequence[SlideRow]) -> TileTable:
     index = read_index(config.tiles_folder)
     known = {row.slide_id for row in rows}
     tiles = index[index["slide_id"].isin(known)].copy()
+    records = read_tile_records(config.tiles_folder, sorted(tiles["slide_id"].unique()))
+    wanted_parameters = config.tile.recorded()
+    for slide_id, record in records.items():
+        if record["parameters"] != wanted_parameters:
+            raise StageError(
+                f"slide '{slide_id}' was tiled with other parameters than those in 'tile'",
+                where=config.tiles_folder,
+                remedy="Run 'medkd tile' again; it redoes what differs.",
+            )
     label = {row.slide_id: row.label for row in rows}
     patient = {row.slide_id: row.patient_id for row in rows}
     role = dict(zip(split["patient_id"], split["role"], strict=True))
@@ -69,11 +78,11 @@ def load_tile_table(config: Config, rows: Sequence[SlideRow]) -> TileTable:
     digest = sha256_of_json(
         [
             config.data.classes,
-            config.tile.model_dump(mode="json", exclude={"workers"}),
+            wanted_parameters,
             pd.util.hash_pandas_object(content, index=False).tolist(),
         ]
     )
-    synthetic = bool(tiles["synthetic"].any())
+    synthetic = any(record["slide"]["synthetic"] for record in records.values())
     return TileTable(tiles, digest, synthetic)
 
 

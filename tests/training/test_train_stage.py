@@ -1,0 +1,195 @@
+"""Training on a small real cohort: what it writes, how it resumes, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from medkd.config import Config
+from medkd.errors import MethodError, StageError, TrainingError
+from medkd.files import sha256_of_file
+from medkd.training.train_stage import build_cohort, run_train_stage
+from tests.conftest import Cohort
+
+NODES = ("teacher", "student_0", "student_1")
+
+
+def weights(config: Config) -> dict[str, str]:
+    return {
+        name: sha256_of_file(config.run_folder / "networks" / f"{name}.safetensors")
+        for name in NODES
+    }
+
+
+def test_a_run_leaves_everything_in_place(cohort: Cohort) -> None:
+    config = cohort.config
+    result = run_train_stage(config, cohort.rows)
+    folder = config.run_folder
+    assert result.run_folder == folder
+    assert result.resumed_from == 0
+    assert set(result.best) == {*NODES, "ensemble"}
+
+    curves = pd.read_csv(folder / "curves.csv")
+    terms = curves[curves["metric"].str.startswith("train/")].groupby("network")["metric"].unique()
+    assert set(terms["teacher"]) == {"train/supervised"}
+    for student in NODES[1:]:
+        assert set(terms[student]) == {
+            "train/supervised", "train/kl_from_teacher", "train/kl_from_student"
+        }  # fmt: skip
+    assert sorted(curves["epoch"].unique()) == [1, 2]
+    # The chosen epoch is the best of the ensemble on validation tiles.
+    of_ensemble = curves[
+        (curves["network"] == "ensemble") & (curves["metric"] == "validation/log_loss")
+    ]
+    best = of_ensemble.loc[of_ensemble["value"].idxmin(), "epoch"]
+    completion = json.loads((folder / "training.json").read_text())
+    assert completion["best_epoch"] == best == result.best_epoch
+    assert completion["synthetic"] is True
+    assert {name for name, net in completion["networks"].items() if net["deployed"]} == {
+        "student_0",
+        "student_1",
+    }
+    kept = [path.name for path in (folder / "checkpoints").glob("epoch-*")]
+    assert kept == [f"epoch-{best:03d}"]
+    for name in NODES:
+        stored = load_file(folder / "networks" / f"{name}.safetensors")
+        chosen = load_file(folder / "checkpoints" / kept[0] / f"{name}.safetensors")
+        assert all(torch.equal(stored[key], chosen[key]) for key in chosen)
+
+
+def test_the_package_holds_students_only_and_predicts_as_torch_does(cohort: Cohort) -> None:
+    import onnxruntime
+
+    from medkd.training.checkpoint import load_network
+
+    config = cohort.config
+    run_train_stage(config, cohort.rows)
+    files = sorted(
+        str(path.relative_to(config.model_folder))
+        for path in config.model_folder.rglob("*")
+        if path.is_file()
+    )
+    assert files == [
+        "model.json",
+        "model_card.md",
+        "students/student_0.onnx",
+        "students/student_0.safetensors",
+        "students/student_1.onnx",
+        "students/student_1.safetensors",
+    ]
+    from medkd.distill.graph import expand, load_method
+
+    networks = build_cohort(config, expand(load_method("kd_ml"), 2)).nodes
+    tiles = np.random.default_rng(0).integers(0, 256, (7, 64, 64, 3), np.uint8)
+    images = torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 255
+    for name in ("student_0", "student_1"):
+        load_network(config.run_folder / "networks" / f"{name}.safetensors", networks[name])
+        with torch.no_grad():
+            expected = torch.softmax(networks[name].eval()(images), 1).numpy()
+        session = onnxruntime.InferenceSession(config.model_folder / f"students/{name}.onnx")
+        (probabilities,) = session.run(None, {"tiles": tiles})
+        np.testing.assert_allclose(probabilities, expected, atol=1e-5)
+
+
+def command(config: Config) -> list[str]:
+    folder = config.output
+    return [sys.executable, "-m", "medkd.cli", "train", "--config", str(folder / "medkd.yaml"),
+            "--set", "train.epochs=5"]  # fmt: skip
+
+
+def test_killed_and_started_again_it_ends_as_if_never_killed(
+    cohort: Cohort, tmp_path: Path
+) -> None:
+    five = cohort.variant("train.epochs=5")
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": ""}
+    process = subprocess.Popen(
+        command(five), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    second = five.run_folder / "checkpoints" / "previous.pt"
+    deadline = time.monotonic() + 120
+    while not second.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert second.exists()
+    assert not (five.run_folder / "training.json").exists()
+    run_ids = json.loads((five.run_folder / "mlflow.json").read_text())["runs"]
+
+    again = subprocess.run(
+        command(five), env=environment, capture_output=True, text=True, check=False
+    )
+    assert again.returncode == 0, again.stderr
+    assert "Resumed after epoch" in again.stdout
+    assert json.loads((five.run_folder / "mlflow.json").read_text())["runs"] == run_ids
+    assert (five.model_folder / "model.json").exists()
+    assert not list(five.run_folder.rglob("*medkd-tmp"))
+
+    elsewhere = cohort.variant("train.epochs=5", f"mlflow.tracking_uri=sqlite:///{tmp_path}/x.db")
+    killed = weights(five)
+    run_train_stage(elsewhere, cohort.rows, restart=True)
+    assert weights(elsewhere) == killed
+
+
+def test_loader_workers_change_nothing(cohort: Cohort) -> None:
+    one = cohort.variant("train.epochs=1")
+    run_train_stage(one, cohort.rows)
+    first = weights(one)
+    run_train_stage(
+        cohort.variant("train.epochs=1", "train.loader_workers=2"), cohort.rows, restart=True
+    )
+    assert weights(one) == first
+
+
+def test_a_finished_run_is_not_trained_again(cohort: Cohort) -> None:
+    config = cohort.variant("train.epochs=1")
+    run_train_stage(config, cohort.rows)
+    first = weights(config)
+    result = run_train_stage(config, cohort.rows)
+    assert result.resumed_from == 1
+    assert weights(config) == first
+
+
+def test_other_settings_are_refused(cohort: Cohort) -> None:
+    run_train_stage(cohort.variant("train.epochs=1"), cohort.rows)
+    with pytest.raises(TrainingError) as error:
+        run_train_stage(cohort.variant("train.epochs=1", "train.learning_rate=0.1"), cohort.rows)
+    assert str(error.value) == (
+        f"{cohort.config.run_folder}: was begun with other settings or other data. Give this run "
+        "another train.name, or begin anew with --restart."
+    )
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(cohort: Cohort) -> None:
+    config = cohort.variant("train.learning_rate=1e30", "train.warmup_epochs=0")
+    with pytest.raises(TrainingError, match="the loss is not a finite number any more .teacher/s"):
+        run_train_stage(config, cohort.rows)
+    assert not (config.run_folder / "training.json").exists()
+
+
+def test_methods_start_from_the_same_weights(cohort: Cohort) -> None:
+    from medkd.distill.graph import expand, load_method
+
+    starts = [
+        build_cohort(cohort.config, expand(load_method(name), 2)).nodes["student_1"].state_dict()
+        for name in ("kd_ml", "dml", "independent")
+    ]
+    assert all(torch.equal(starts[0][key], other[key]) for other in starts for key in starts[0])
+
+
+def test_what_is_missing_is_named(cohort: Cohort) -> None:
+    with pytest.raises(MethodError, match="needs at least two students"):
+        run_train_stage(cohort.variant("train.students=[{network: resnet10}]"), cohort.rows)
+    cohort.config.splits_file.unlink()
+    with pytest.raises(StageError, match="medkd split"):
+        run_train_stage(cohort.config, cohort.rows)
