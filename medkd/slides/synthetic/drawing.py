@@ -14,8 +14,11 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from medkd.slides.synthetic.tissue import lay_out_tissue, rasterise
+from medkd.slides.synthetic.stains import UNIT, rasterise
+from medkd.slides.synthetic.tissue import lay_out_tissue
 
+Label = Literal["MSI", "MSS"]
+SiteName = Literal["A", "B"]
 Artefact = Literal["pen", "fold", "out_of_focus", "pale"]
 ARTEFACTS: tuple[Artefact, ...] = get_args(Artefact)
 
@@ -23,6 +26,9 @@ ARTEFACTS: tuple[Artefact, ...] = get_args(Artefact)
 # itself reaches an AUROC of Phi(0.36 / (0.13 sqrt(2))) = 0.975.
 _SEVERITY_MEAN = {"MSS": 0.32, "MSI": 0.68}
 _SEVERITY_SD = 0.13
+
+# Mean amounts of haematoxylin and eosin on tissue, units.
+_MEAN_AMOUNTS = np.array([0.22, 0.54])
 
 _PEN_COLOURS = {
     "blue": (30, 60, 170),
@@ -42,7 +48,7 @@ class Site:
     jpeg_quality: int
 
 
-SITES = {
+SITES: dict[SiteName, Site] = {
     "A": Site((0.58, 0.64, 0.28), (0.07, 0.50, 0.22), (243, 242, 245), 88),
     "B": Site((0.50, 0.66, 0.40), (0.05, 0.58, 0.36), (240, 241, 238), 75),
 }
@@ -52,25 +58,28 @@ SITES = {
 class SlideSpec:
     """All that decides a slide's bytes.
 
+    Raises ValueError, on making one, that says which value is wrong.
+
     Attributes:
         label: ``MSI`` or ``MSS``; decides the severity where that is None.
         seed: of everything that is drawn.
         width_px, height_px: of level 0.
         mpp: of level 0, micrometres per pixel, 0.2 to 1.
         site: ``A`` or ``B``: stain and JPEG quality.
-        severity: of the MSI-like pattern, 0 to 1, shared by a patient's slides.
+        severity: of the MSI-like pattern, 0 to 1, shared by a patient's slides; drawn from the
+            label and the seed where None.
         artefacts: what went wrong on this slide.
         with_label_and_macro: add the associated images that scanners add.
     """
 
-    label: str
+    label: Label
     seed: int
     width_px: int = 2048
     height_px: int = 2048
     mpp: float = 0.5
-    site: str = "A"
+    site: SiteName = "A"
     severity: float | None = None
-    artefacts: frozenset[str] = frozenset()
+    artefacts: frozenset[Artefact] = frozenset()
     with_label_and_macro: bool = False
 
     def __post_init__(self) -> None:
@@ -78,10 +87,15 @@ class SlideSpec:
             raise ValueError(f"label must be MSI or MSS, not {self.label!r}")
         if self.site not in SITES:
             raise ValueError(f"site must be one of {sorted(SITES)}, not {self.site!r}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, as {self.seed} is")
         if not 0.2 <= self.mpp <= 1:
             raise ValueError(f"mpp must lie between 0.2 and 1 um/px, not {self.mpp}")
         if min(self.width_px, self.height_px) < 256:
-            raise ValueError("a slide must be at least 256 px wide and high")
+            raise ValueError(
+                f"a slide must be at least 256 px wide and high, not "
+                f"{self.width_px} x {self.height_px}"
+            )
         unknown = self.artefacts - set(ARTEFACTS)
         if unknown:
             raise ValueError(f"unknown artefacts {sorted(unknown)}; known: {list(ARTEFACTS)}")
@@ -89,7 +103,7 @@ class SlideSpec:
             raise ValueError(f"severity must lie between 0 and 1, not {self.severity}")
 
 
-def draw_severity(label: str, seed: int) -> float:
+def draw_severity(label: Label, seed: int) -> float:
     """A patient's severity: normal around the mean of ``label``, cut to [0, 1]."""
     random = np.random.default_rng((seed, 1))
     return float(np.clip(random.normal(_SEVERITY_MEAN[label], _SEVERITY_SD), 0, 1))
@@ -102,18 +116,36 @@ def draw_slide(spec: SlideSpec) -> np.ndarray:
     width_um, height_um = spec.width_px * spec.mpp, spec.height_px * spec.mpp
     tissue = lay_out_tissue(width_um, height_um, severity, random)
     haematoxylin, eosin = rasterise(tissue, spec.width_px, spec.height_px, spec.mpp, random)
-    # Every slide is stained a little differently, whatever its class: colour must not tell it.
-    strengths = random.uniform(0.8, 1.2, 2)
+    strengths = _strengths(haematoxylin, eosin, random)
     artefact_random = np.random.default_rng((spec.seed, 3))
-    for artefact in ("pale", "fold"):
-        if artefact in spec.artefacts:
-            _change_stain(artefact, haematoxylin, eosin, spec, artefact_random)
+    if "pale" in spec.artefacts:
+        _change_stain("pale", haematoxylin, eosin, spec, artefact_random)
+    if "fold" in spec.artefacts:
+        _change_stain("fold", haematoxylin, eosin, spec, artefact_random)
     image = _stain(haematoxylin, eosin, SITES[spec.site], strengths)
     if "out_of_focus" in spec.artefacts:
         _defocus(image, spec, artefact_random)
     if "pen" in spec.artefacts:
         image = _mark_with_pen(image, spec, artefact_random)
     return image
+
+
+def _strengths(
+    haematoxylin: np.ndarray, eosin: np.ndarray, random: np.random.Generator
+) -> np.ndarray:
+    """How strongly each stain is taken up on this slide.
+
+    Lymphocytes and sheets take more haematoxylin than glands, so slides' mean colours would tell
+    their class. They are levelled: on its tissue every slide has about the same mean amounts, up
+    to a variation that knows nothing of the class.
+    """
+    some = (slice(None, None, 7), slice(None, None, 7))
+    on_tissue = (haematoxylin[some].astype(np.uint16) + eosin[some]) > UNIT // 4
+    if not on_tissue.any():
+        return np.ones(2)
+    means = np.array([stain[some][on_tissue].mean() / UNIT for stain in (haematoxylin, eosin)])
+    wanted = _MEAN_AMOUNTS * random.uniform(0.85, 1.18, 2)
+    return np.clip(wanted / means, 0.6, 1.6)
 
 
 def _stain(
@@ -146,7 +178,7 @@ def _ellipse(
 
 
 def _change_stain(
-    artefact: str,
+    artefact: Artefact,
     haematoxylin: np.ndarray,
     eosin: np.ndarray,
     spec: SlideSpec,
@@ -158,12 +190,14 @@ def _change_stain(
     else:
         rows, columns = slice(0, spec.height_px), slice(0, spec.width_px)
         angle, offset = random.uniform(0, math.pi), random.uniform(-0.2, 0.2)
-        y = (np.arange(spec.height_px, dtype=np.float32)[:, None] / spec.height_px) - 0.5
-        x = (np.arange(spec.width_px, dtype=np.float32)[None, :] / spec.width_px) - 0.5
+        side_um = min(spec.width_px, spec.height_px) * spec.mpp
+        y = (np.arange(spec.height_px, dtype=np.float32)[:, None] - spec.height_px / 2) * spec.mpp
+        x = (np.arange(spec.width_px, dtype=np.float32)[None, :] - spec.width_px / 2) * spec.mpp
         along = x * math.cos(angle) + y * math.sin(angle)
-        across = -x * math.sin(angle) + y * math.cos(angle) - offset + 0.03 * np.sin(9 * along)
-        half = 35 / (spec.mpp * spec.width_px)  # a fold is some 70 um wide
-        factor = 1 + 1.1 * np.clip((half - np.abs(across)) / (0.3 * half), 0, 1)
+        across = -x * math.sin(angle) + y * math.cos(angle) - offset * side_um
+        across += 30 * np.sin(along / 110)
+        # Some 70 um wide; tissue lies double there, and has no sharp edge to it.
+        factor = 1 + 1.1 * np.clip((35 - np.abs(across)) / 10, 0, 1)
     for amounts in (haematoxylin, eosin):
         part = amounts[rows, columns]
         part[:] = np.clip(part * factor, 0, 255).astype(np.uint8)
@@ -191,7 +225,8 @@ def _mark_with_pen(image: np.ndarray, spec: SlideSpec, random: np.random.Generat
     points = [
         (centre[0] + radius * math.cos(a), centre[1] + 0.8 * radius * math.sin(a)) for a in angles
     ]
-    width = max(round(150 / (spec.mpp * scale)), 3)  # a stroke is some 150 um wide here
+    # Some 150 um wide, but never so wide that a small slide is all ink.
+    width = max(round(min(150 / (spec.mpp * scale), 0.12 * min(size))), 3)
     stroke = ImageDraw.Draw(layer)
     for x, y in points:
         stroke.ellipse((x - width / 2, y - width / 2, x + width / 2, y + width / 2), fill=230)

@@ -9,22 +9,32 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 import simplejpeg
 import tifffile
 from PIL import Image, ImageDraw, ImageFont
 
-from medkd.files import atomic_path, make_folder, sha256_of_json
+from medkd.files import (
+    atomic_path,
+    make_folder,
+    remove_stale_temporaries,
+    sha256_of_json,
+    write_text,
+)
 from medkd.slides.synthetic.drawing import (
     ARTEFACTS,
     SITES,
+    Artefact,
+    Label,
     SlideSpec,
     draw_severity,
     draw_slide,
 )
 
+# Part of every slide's digest: raise it when the same specification comes to give another picture.
+_DRAWING_VERSION = 2
 _TILE_PX = 256
 _SHARE_OF_PATIENTS_WITH_TWO_SLIDES = 0.25
 _SHARE_OF_SLIDES_WITH_AN_ARTEFACT = 0.2
@@ -58,7 +68,7 @@ def write_slide(spec: SlideSpec, path: Path) -> None:
             software=False,
         )
         level = image
-        while max(level.shape[:2]) > 1024:
+        while min(level.shape[:2]) >= 4 * _TILE_PX:
             level = _shrink(level, 4)
             _write_level(tiff, level, spec, _description(spec, level))
         if spec.with_label_and_macro:
@@ -80,7 +90,15 @@ def write_slide(spec: SlideSpec, path: Path) -> None:
 
 
 def _keys(spec: SlideSpec) -> str:
-    return f"AppMag = {round(10 / spec.mpp)}|MPP = {spec.mpp:.4f}|Synthetic = medkd"
+    return (
+        f"AppMag = {round(10 / spec.mpp)}|MPP = {spec.mpp:.4f}|Synthetic = medkd"
+        f"|Specification = {_digest(spec)}"
+    )
+
+
+def _digest(spec: SlideSpec) -> str:
+    content = {**vars(spec), "artefacts": sorted(spec.artefacts), "drawing": _DRAWING_VERSION}
+    return sha256_of_json(content)[:16]
 
 
 def _description(spec: SlideSpec, level: np.ndarray | None = None) -> str:
@@ -132,6 +150,9 @@ def _whole_jpeg(image: np.ndarray) -> Iterator[bytes]:
 
 
 def _shrink(image: np.ndarray, factor: int) -> np.ndarray:
+    # As Aperio does, what is left over at the right and below is dropped: blocks stay whole.
+    height, width = (side - side % factor for side in image.shape[:2])
+    image = image[:height, :width]
     return np.asarray(Image.fromarray(image).reduce(factor))
 
 
@@ -171,8 +192,8 @@ class CohortSlide:
 
 def cohort_specs(
     *,
-    patients: int,
-    seed: int,
+    patients: int = 40,
+    seed: int = 0,
     share_msi: float = 0.45,
     width_px: int = 2048,
     height_px: int = 2048,
@@ -180,80 +201,101 @@ def cohort_specs(
 ) -> tuple[CohortSlide, ...]:
     """What :func:`write_cohort` draws.
 
-    Slides of a patient share the severity. Site and artefacts are drawn without a look at the
-    class.
+    Slides of a patient share class, site and severity. Each site has half of each class; artefacts
+    and second slides are drawn without a look at the class.
+
+    Raises:
+        ValueError: an option is out of range.
     """
+    if patients < 1:
+        raise ValueError(f"a cohort needs at least one patient, not {patients}")
+    if not 0 <= share_msi <= 1:
+        raise ValueError(f"share_msi must lie between 0 and 1, not {share_msi}")
     random = np.random.default_rng((seed, 10))
     is_msi = np.zeros(patients, bool)
     is_msi[: round(patients * share_msi)] = True
     random.shuffle(is_msi)
+    site_number = np.zeros(patients, int)
+    for of_class in (np.flatnonzero(is_msi), np.flatnonzero(~is_msi)):
+        alternating = (np.arange(len(of_class)) + random.integers(2)) % 2
+        site_number[of_class] = random.permutation(alternating)
+    has_two = np.zeros(patients, bool)
+    has_two[: round(patients * _SHARE_OF_PATIENTS_WITH_TWO_SLIDES)] = True
+    random.shuffle(has_two)
     slides: list[CohortSlide] = []
-    for number, msi in enumerate(is_msi, start=1):
-        label = "MSI" if msi else "MSS"
-        patient_seed = int(random.integers(2**31))
-        severity = draw_severity(label, patient_seed)
-        site = str(random.choice(sorted(SITES)))
-        count = 2 if random.random() < _SHARE_OF_PATIENTS_WITH_TWO_SLIDES else 1
-        for index in range(1, count + 1):
-            artefacts: frozenset[str] = frozenset()
+    for number, msi in enumerate(is_msi):
+        label: Label = "MSI" if msi else "MSS"
+        severity = draw_severity(label, int(random.integers(2**31)))
+        for index in range(2 if has_two[number] else 1):
+            artefacts: frozenset[Artefact] = frozenset()
             if random.random() < _SHARE_OF_SLIDES_WITH_AN_ARTEFACT:
-                artefacts = frozenset({str(random.choice(ARTEFACTS))})
-            slides.append(
-                CohortSlide(
-                    f"SYN-{number:04d}-{index}",
-                    f"SYN-{number:04d}",
-                    SlideSpec(
-                        label=label,
-                        seed=int(random.integers(2**31)),
-                        width_px=width_px,
-                        height_px=height_px,
-                        mpp=mpp,
-                        site=site,
-                        severity=severity,
-                        artefacts=artefacts,
-                    ),
-                )
+                artefacts = frozenset({ARTEFACTS[random.integers(len(ARTEFACTS))]})
+            patient_id = f"SYN-{number + 1:04d}"
+            spec = SlideSpec(
+                label=label,
+                seed=int(random.integers(2**31)),
+                width_px=width_px,
+                height_px=height_px,
+                mpp=mpp,
+                site=sorted(SITES)[site_number[number]],
+                severity=severity,
+                artefacts=artefacts,
             )
+            slides.append(CohortSlide(f"{patient_id}-{index + 1}", patient_id, spec))
     return tuple(slides)
 
 
 def write_cohort(
     folder: Path,
     *,
+    patients: int = 40,
+    seed: int = 0,
+    share_msi: float = 0.45,
+    width_px: int = 2048,
+    height_px: int = 2048,
+    mpp: float = 0.5,
     workers: int = 2,
     on_progress: Callable[[int, int], None] | None = None,
-    **options: Any,
 ) -> Path:
     """Write a cohort: ``<slide_id>.svs`` files and ``slides.csv``.
 
-    A slide that is there already is left: files are whole or absent, and the folder's specification
-    is checked.
+    A whole file of the same specification is left as it is: it would come out the same. Slides of
+    an earlier, larger cohort are left too, but ``slides.csv`` does not list them.
 
     Args:
-        folder: for the slides.
+        folder: for the slides; made where it is missing.
+        patients: how many; about a quarter have two slides.
+        seed: of everything.
+        share_msi: share of patients whose tumour is MSI.
+        width_px, height_px, mpp: of each slide.
         workers: processes that draw.
-        on_progress: called with (slides done, slides in all).
-        options: of :func:`cohort_specs`.
+        on_progress: called with (slides done, slides in all), at the start and after each.
 
     Returns:
-        The path of slides.csv.
+        The path of slides.csv; the paths in it are relative to it.
+
+    Raises:
+        ValueError: an option is out of range.
+        OutputError: no permission, or no space.
     """
-    make_folder(folder)
-    slides = cohort_specs(**options)
-    digest = sha256_of_json(
-        [[s.slide_id, {**vars(s.spec), "artefacts": sorted(s.spec.artefacts)}] for s in slides]
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, not {workers}")
+    slides = cohort_specs(
+        patients=patients,
+        seed=seed,
+        share_msi=share_msi,
+        width_px=width_px,
+        height_px=height_px,
+        mpp=mpp,
     )
-    mark = folder / "cohort.sha256"
-    if not mark.exists() or mark.read_text() != digest:
-        for stale in folder.glob("SYN-*.svs"):
-            stale.unlink()
-        with atomic_path(mark) as temporary:
-            temporary.write_text(digest)
-    missing = [s for s in slides if not (folder / f"{s.slide_id}.svs").exists()]
+    make_folder(folder)
+    remove_stale_temporaries(folder)
+    missing = [s for s in slides if not _is_whole(folder / f"{s.slide_id}.svs", s.spec)]
     done = len(slides) - len(missing)
     if on_progress is not None:
         on_progress(done, len(slides))
     if missing:
+        # Spawned, not forked: the caller may hold threads, and this is what other systems do.
         with ProcessPoolExecutor(min(workers, len(missing)), get_context("spawn")) as pool:
             futures = [
                 pool.submit(write_slide, s.spec, folder / f"{s.slide_id}.svs") for s in missing
@@ -267,7 +309,6 @@ def write_cohort(
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-    table = folder / "slides.csv"
     content = io.StringIO()
     writer = csv.writer(content, lineterminator="\n")
     writer.writerow(["slide_id", "path", "patient_id", "label", "site", "scanner"])
@@ -275,6 +316,34 @@ def write_cohort(
         writer.writerow(
             [s.slide_id, f"{s.slide_id}.svs", s.patient_id, s.spec.label, s.spec.site, "synthetic"]
         )
-    with atomic_path(table) as temporary:
-        temporary.write_text(content.getvalue(), encoding="utf-8")
+    table = folder / "slides.csv"
+    write_text(table, content.getvalue())
     return table
+
+
+def _is_whole(path: Path, spec: SlideSpec) -> bool:
+    """Whether ``path`` was drawn from ``spec`` and ends where its tables say it does."""
+    if not path.exists():
+        return False
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            if f"Specification = {_digest(spec)}" not in tiff.pages.first.description:
+                return False
+            pages = [cast("tifffile.TiffPage", page) for page in tiff.pages]
+            ends = [
+                offset + length
+                for page in pages
+                for offset, length in zip(page.dataoffsets, page.databytecounts, strict=True)
+            ]
+            # A file that was cut has lost its last pages, or the end of one.
+            return len(pages) == _page_count(spec) and max(ends) <= path.stat().st_size
+    except Exception:
+        # Whatever the parser trips over, the answer is to draw the slide again.
+        return False
+
+
+def _page_count(spec: SlideSpec) -> int:
+    count, side = 2, min(spec.width_px, spec.height_px)
+    while side >= 4 * _TILE_PX:
+        count, side = count + 1, side // 4
+    return count + 2 * spec.with_label_and_macro

@@ -1,31 +1,22 @@
-"""The tissue of a synthetic slide: where what lies, in micrometres, and how much stain it takes."""
+"""The tissue of a synthetic slide: where what lies, in micrometres. Nothing here knows a pixel."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
 
-# One unit of stain is 128 levels, so that folds can hold twice as much.
-UNIT = 128
+NUCLEUS_KINDS = ("epithelial", "lymphocyte", "stromal", "debris")
 
-# Amounts of stain, units.
-_STROMA_E, _EPITHELIUM_E, _SHEET_E, _MUCIN_E, _LUMEN_E = 0.62, 0.55, 0.50, 0.10, 0.03
-_STROMA_H, _EPITHELIUM_H, _SHEET_H, _MUCIN_H, _LUMEN_H = 0.08, 0.22, 0.26, 0.20, 0.02
+# Shares of glands, solid sheets and mucin pools among the structures of the two patterns.
+_KINDS = ("gland", "sheet", "mucin")
+_SHARES_MSS = np.array([0.94, 0.05, 0.01])
+_SHARES_MSI = np.array([0.10, 0.58, 0.32])
 
-_ANGLES, _VARIANTS = 12, 6
-
-# Length and width in micrometres, amount of haematoxylin in units.
-_NUCLEI = {
-    "epithelial": (10.0, 6.8, 0.95),
-    "lymphocyte": (6.8, 6.4, 1.35),
-    "stromal": (12.0, 3.6, 0.95),
-}
-_KINDS = tuple(_NUCLEI)
+_OUTLINE_STEPS = 512
 
 # x, y (micrometres), angle (radians), kind
 AddNuclei = Callable[[np.ndarray, np.ndarray, np.ndarray, str], None]
@@ -33,20 +24,43 @@ AddNuclei = Callable[[np.ndarray, np.ndarray, np.ndarray, str], None]
 
 @dataclass(frozen=True)
 class Structure:
-    """A gland, a solid sheet or a mucin pool, micrometres."""
+    """A gland, a solid sheet or a mucin pool.
+
+    Attributes:
+        kind: ``gland``, ``sheet`` or ``mucin``.
+        x_um, y_um: of the centre.
+        radius_um: mean distance of the outline from the centre.
+        outline_um: that distance by angle, from -pi to pi in even steps.
+        wall_um: height of a gland's epithelium, from its base to the lumen.
+        halo_um: how far the stroma has shrunk away from it.
+        content: of a gland's lumen, 0 (empty) to 1 (full of debris).
+    """
 
     kind: str
     x_um: float
     y_um: float
     radius_um: float
-    waves: tuple[tuple[int, float, float], ...]
+    outline_um: np.ndarray
+    wall_um: float
+    halo_um: float
+    content: float
 
     def outline(self, angle: np.ndarray) -> np.ndarray:
-        """Radius at ``angle``, micrometres."""
-        factor = np.ones_like(angle)
-        for count, size, phase in self.waves:
-            factor = factor + size * np.cos(count * angle + phase)
-        return self.radius_um * factor
+        """Distance of the outline from the centre at ``angle``, micrometres."""
+        step = ((angle + math.pi) * (_OUTLINE_STEPS / (2 * math.pi))).astype(np.int32)
+        return self.outline_um[np.minimum(step, _OUTLINE_STEPS - 1, out=step)]
+
+    def around(self, angle: np.ndarray, depth_um: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Points at ``depth_um`` inside the outline: x and y, micrometres."""
+        wrapped = (angle + math.pi) % (2 * math.pi) - math.pi
+        distance = np.maximum(self.outline(wrapped) - depth_um, 0)
+        return self.x_um + distance * np.cos(angle), self.y_um + distance * np.sin(angle)
+
+    def depth(self, x_um: np.ndarray, y_um: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """How far inside the outline points lie (micrometres; negative outside), and the angle."""
+        dx, dy = x_um - self.x_um, y_um - self.y_um
+        angle = np.arctan2(dy, dx)
+        return self.outline(angle) - np.hypot(dx, dy), angle
 
 
 @dataclass(frozen=True)
@@ -54,15 +68,19 @@ class Tissue:
     """What a slide shows.
 
     Attributes:
-        islands: share of tissue, float32 on a grid of ``grid_um``.
-        structures: glands, sheets and pools, none over another.
-        nuclei: x, y (micrometres), angle (radians), kind (index); float32 N x 4.
+        width_um, height_um: of the slide.
+        islands: positive on tissue, negative on glass; about 1 per 60 um from the edge. float32 on
+            a grid of ``grid_um``.
+        fibres: phase of the stroma's bundles, radians; they run along its level lines. Same grid.
+        structures: glands, sheets and pools; where two overlap the later lies on top.
+        nuclei: x, y (micrometres), angle (radians), kind (index in NUCLEUS_KINDS); float32 N x 4.
     """
 
     width_um: float
     height_um: float
     grid_um: float
     islands: np.ndarray
+    fibres: np.ndarray
     structures: tuple[Structure, ...]
     nuclei: np.ndarray
 
@@ -72,7 +90,7 @@ def smooth_noise(
 ) -> np.ndarray:
     """Noise that varies over ``cell`` (rows, columns), float32 of ``shape``, about N(0, 1)."""
     small = tuple(max(math.ceil(n / c) + 3, 4) for n, c in zip(shape, cell, strict=True))
-    values = random.standard_normal(small).astype(np.float32)
+    values = random.standard_normal(small, np.float32)
     image = Image.fromarray(values).resize(
         (shape[1], shape[0]), Image.Resampling.BICUBIC, box=(1, 1, small[1] - 1, small[0] - 1)
     )
@@ -88,345 +106,212 @@ def lay_out_tissue(
         width_um, height_um: of the slide.
         severity: of the MSI-like pattern, 0 to 1: more solid sheets, mucin and lymphocytes, fewer
             well-formed glands.
+        random: decides the rest.
     """
     grid_um = 4.0
     shape = (math.ceil(height_um / grid_um), math.ceil(width_um / grid_um))
-    field = smooth_noise(random, shape, (350 / grid_um, 350 / grid_um))
-    field = field + 0.25 * smooth_noise(random, shape, (60 / grid_um, 60 / grid_um))
-    # The same share of glass on every slide, so that the area of tissue tells no class.
-    threshold = float(np.quantile(field, random.uniform(0.25, 0.4)))
-    islands = np.clip((field - threshold) / 0.06, 0, 1).astype(np.float32)
-    structures = _place_structures(islands, grid_um, width_um, height_um, severity, random)
-    nuclei = _place_nuclei(structures, islands, grid_um, width_um, height_um, severity, random)
-    return Tissue(width_um, height_um, grid_um, islands, structures, nuclei)
+    field = smooth_noise(random, shape, (450 / grid_um, 450 / grid_um))
+    field = field + 0.22 * smooth_noise(random, shape, (70 / grid_um, 70 / grid_um))
+    # A share of glass that knows nothing of the class, so that tissue area tells nothing.
+    threshold = float(np.quantile(field, random.uniform(0.2, 0.35)))
+    islands = (field - threshold).astype(np.float32)
+    fibres = 34 * smooth_noise(random, shape, (420 / grid_um, 420 / grid_um))
+    fibres = fibres + 8 * smooth_noise(random, shape, (90 / grid_um, 90 / grid_um))
+    canvas = _Canvas(islands, np.zeros(shape, bool), grid_um)
+    # Tumours lie towards one pattern or the other; few are half of each.
+    pattern = 1 / (1 + math.exp(-11 * (severity - 0.5)))
+    structures = _place_structures(canvas, width_um, height_um, pattern, random)
+    nuclei = _place_nuclei(structures, canvas, fibres, width_um, height_um, pattern, random)
+    return Tissue(width_um, height_um, grid_um, islands, fibres, structures, nuclei)
+
+
+@dataclass(frozen=True)
+class _Canvas:
+    islands: np.ndarray
+    taken: np.ndarray
+    grid_um: float
+
+    def cells(self, x_um: np.ndarray, y_um: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        row = np.clip((y_um / self.grid_um).astype(np.intp), 0, self.taken.shape[0] - 1)
+        column = np.clip((x_um / self.grid_um).astype(np.intp), 0, self.taken.shape[1] - 1)
+        return row, column
+
+    def fill(self, structure: Structure) -> None:
+        reach = structure.outline_um.max()
+        top, left = (
+            max(int((c - reach) / self.grid_um), 0) for c in (structure.y_um, structure.x_um)
+        )
+        bottom, right = (
+            int((c + reach) / self.grid_um) + 2 for c in (structure.y_um, structure.x_um)
+        )
+        part = self.taken[top:bottom, left:right]
+        rows, columns = np.ogrid[: part.shape[0], : part.shape[1]]
+        depth, _ = structure.depth(
+            (columns + left + 0.5) * self.grid_um, (rows + top + 0.5) * self.grid_um
+        )
+        part |= depth > 0
+
+
+def _new_structure(
+    kind: str, x_um: float, y_um: float, radius_um: float, random: np.random.Generator
+) -> Structure:
+    angle = np.linspace(-math.pi, math.pi, _OUTLINE_STEPS, endpoint=False)
+    counts = np.arange(2, 8)
+    # Glands are cut at a slant: many are oval. Sheets and pools have bumpy outlines.
+    sizes = random.normal(0, (0.05 if kind == "gland" else 0.09) / np.sqrt(counts - 1))
+    sizes[0] = random.uniform(0.02, 0.26)
+    phases = random.uniform(0, 2 * math.pi, len(counts))
+    waves = sizes[:, None] * np.cos(counts[:, None] * angle + phases[:, None])
+    return Structure(
+        kind=kind,
+        x_um=x_um,
+        y_um=y_um,
+        radius_um=radius_um,
+        outline_um=(radius_um * (1 + waves.sum(0))).astype(np.float32),
+        wall_um=float(random.uniform(23, 35)),
+        # Solid nests shrink away from their stroma more than glands do. The gap is about as much
+        # glass as glands have in their lumens: the share of glass in a tile tells no class.
+        halo_um=float(random.uniform(3, 9) if kind == "sheet" else max(random.normal(0, 2), 0)),
+        content=float(max(random.uniform(-0.8, 1), 0)),
+    )
 
 
 def _place_structures(
-    islands: np.ndarray,
-    grid_um: float,
+    canvas: _Canvas,
     width_um: float,
     height_um: float,
-    severity: float,
+    pattern: float,
     random: np.random.Generator,
 ) -> tuple[Structure, ...]:
-    chances = np.array([0.92 - 0.62 * severity, 0.06 + 0.40 * severity, 0.02 + 0.22 * severity])
-    chances /= chances.sum()
+    shares = (1 - pattern) * _SHARES_MSS + pattern * _SHARES_MSI
+    tries = int(width_um * height_um / 600)
+    kinds = random.choice(len(_KINDS), tries, p=shares)
+    xs, ys = random.uniform(0, width_um, tries), random.uniform(0, height_um, tries)
+    # How crowded a tumour is differs between slides, whatever their class.
+    gap_um = random.uniform(2, 9)
+    # An outline is tried at 24 points outside it, and at 8 inside lest it enclose another.
+    probe = np.linspace(-math.pi, math.pi, 32, endpoint=False)
+    inner = np.arange(32) % 4 == 1
     placed: list[Structure] = []
-    taken = np.empty((0, 3))
-    tries = int(width_um * height_um / 2500)
-    for x, y in zip(
-        random.uniform(0, width_um, tries), random.uniform(0, height_um, tries), strict=True
-    ):
-        kind = str(random.choice(("gland", "sheet", "mucin"), p=chances))
-        radius = random.uniform(40, 75) if kind == "gland" else random.uniform(45, 95)
-        row = min(int(y / grid_um), islands.shape[0] - 1)
-        column = min(int(x / grid_um), islands.shape[1] - 1)
-        if islands[row, column] < 1:
+    for kind, x, y in zip(kinds.tolist(), xs.tolist(), ys.tolist(), strict=True):
+        row, column = int(y / canvas.grid_um), int(x / canvas.grid_um)
+        if canvas.islands[row, column] < 0.1 or canvas.taken[row, column]:
             continue
-        gaps = np.hypot(taken[:, 0] - x, taken[:, 1] - y) - taken[:, 2] - radius
-        if len(gaps) and gaps.min() < -2:
+        radius = 37 + 40 * random.random() ** 1.5
+        structure = _new_structure(_KINDS[kind], x, y, radius, random)
+        rows, columns = canvas.cells(*structure.around(probe, np.where(inner, 25.0, -gap_um)))
+        if canvas.taken[rows, columns].any() or (canvas.islands[rows, columns] < 0.05).sum() > 1:
             continue
-        rough = 0.05 if kind == "gland" else 0.09
-        waves = tuple(
-            (
-                count,
-                float(random.normal(0, rough / math.sqrt(count - 1))),
-                float(random.uniform(0, 6.3)),
-            )
-            for count in (2, 3, 4, 5)
-        )
-        placed.append(Structure(kind, float(x), float(y), float(radius), waves))
-        taken = np.vstack([taken, (x, y, radius)])
+        placed.append(structure)
+        canvas.fill(structure)
+        if structure.kind == "mucin":
+            placed.extend(_floating_nests(structure, random))
     return tuple(placed)
+
+
+def _floating_nests(pool: Structure, random: np.random.Generator) -> list[Structure]:
+    """Clusters of tumour cells that float in a pool of mucin."""
+    nests = []
+    for _ in range(random.poisson(1.3)):
+        angle = random.uniform(-math.pi, math.pi)
+        distance = random.uniform(0.1, 0.55) * pool.radius_um
+        nest = _new_structure(
+            "sheet",
+            pool.x_um + distance * math.cos(angle),
+            pool.y_um + distance * math.sin(angle),
+            float(random.uniform(0.18, 0.34)) * pool.radius_um,
+            random,
+        )
+        nests.append(replace(nest, halo_um=0.0))
+    return nests
 
 
 def _place_nuclei(
     structures: tuple[Structure, ...],
-    islands: np.ndarray,
-    grid_um: float,
+    canvas: _Canvas,
+    fibres: np.ndarray,
     width_um: float,
     height_um: float,
-    severity: float,
+    pattern: float,
     random: np.random.Generator,
 ) -> np.ndarray:
     parts: list[np.ndarray] = []
 
     def add(x: np.ndarray, y: np.ndarray, angle: np.ndarray, kind: str) -> None:
-        parts.append(np.stack([x, y, angle, np.full_like(x, _KINDS.index(kind))], 1))
+        index = np.full(len(x), NUCLEUS_KINDS.index(kind))
+        parts.append(np.stack([x, y, angle, index], 1).astype(np.float32))
 
-    # Stroma: spindle cells along the fibres, lymphocytes in loose crowds.
+    # Stroma: spindle cells, as many on every slide whatever its class; lymphocytes in crowds.
     area_mm2 = width_um * height_um / 1e6
-    count = int(900 * area_mm2)
-    add(
-        random.uniform(0, width_um, count),
-        random.uniform(0, height_um, count),
-        random.normal(0.6, 0.5, count),
-        "stromal",
-    )
-    crowds = random.poisson(area_mm2 * (10 + 45 * severity))
-    for _ in range(crowds):
-        size = random.poisson(26)
-        x, y = random.uniform(0, width_um), random.uniform(0, height_um)
-        spread = random.uniform(12, 40)
-        add(
-            random.normal(x, spread, size),
-            random.normal(y, spread, size),
-            random.uniform(0, 3.2, size),
-            "lymphocyte",
-        )
+    count = int(random.uniform(1200, 2200) * area_mm2)
+    x, y = random.uniform(0, width_um, count), random.uniform(0, height_um, count)
+    down, across = (slope[canvas.cells(x, y)] for slope in np.gradient(fibres))
+    along = np.arctan2(-across, down)
+    add(x, y, along + random.normal(0, 0.25, count), "stromal")
+    crowds = int(random.poisson(area_mm2 * (12 + 130 * pattern)))
+    sizes = random.poisson(random.gamma(2, 7, crowds))
+    for size, spread in zip(sizes.tolist(), random.uniform(14, 55, crowds).tolist(), strict=True):
+        x = random.uniform(0, width_um) + spread * random.standard_normal(size)
+        y = random.uniform(0, height_um) + spread * random.standard_normal(size)
+        add(x, y, random.uniform(0, math.pi, size), "lymphocyte")
     stroma = np.concatenate(parts)
-    inside = np.zeros(len(stroma), bool)
-    for structure in structures:
-        inside |= _relative_radius(structure, stroma[:, 0], stroma[:, 1])[0] < 1.02
-    parts = [stroma[~inside]]
+    parts = [stroma[~canvas.taken[canvas.cells(stroma[:, 0], stroma[:, 1])]]]
 
     for structure in structures:
         if structure.kind == "gland":
-            _gland_nuclei(structure, severity, random, add)
-        else:
-            _filled_nuclei(structure, severity, random, add)
+            _gland_nuclei(structure, random, add)
+            _lymphocytes_within(structure, structure.wall_um, pattern, random, add)
+        elif structure.kind == "sheet":
+            _sheet_nuclei(structure, random, add)
+            _lymphocytes_within(structure, 0.9 * structure.radius_um, pattern, random, add)
     nuclei = np.concatenate(parts)
-    row = (nuclei[:, 1] / grid_um).astype(int)
-    column = (nuclei[:, 0] / grid_um).astype(int)
-    within = (row >= 0) & (row < islands.shape[0]) & (column >= 0) & (column < islands.shape[1])
-    nuclei = nuclei[within]
-    on_tissue = islands[row[within], column[within]] > 0.6
-    return nuclei[on_tissue].astype(np.float32)
+    inside = (nuclei[:, 0] >= 0) & (nuclei[:, 0] < width_um)
+    inside &= (nuclei[:, 1] >= 0) & (nuclei[:, 1] < height_um)
+    nuclei = nuclei[inside]
+    return nuclei[canvas.islands[canvas.cells(nuclei[:, 0], nuclei[:, 1])] > 0.03]
 
 
-def _relative_radius(
-    structure: Structure, x: np.ndarray, y: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Distance from the centre over the outline's radius there, and the angle."""
-    dx, dy = x - structure.x_um, y - structure.y_um
-    angle = np.arctan2(dy, dx)
-    return np.hypot(dx, dy) / structure.outline(angle), angle
-
-
-def _gland_nuclei(
-    structure: Structure, severity: float, random: np.random.Generator, add: AddNuclei
-) -> None:
-    radius = structure.radius_um
-    count = int(2 * math.pi * radius * 0.82 / 6.5)
-    angle = np.linspace(0, 2 * math.pi, count, endpoint=False) + random.normal(0, 0.02, count)
-    # Nuclei stand at the base of the cells, long axis towards the lumen.
-    distance = structure.outline(angle) - random.uniform(5.5, 11.0, count)
-    add(
-        structure.x_um + distance * np.cos(angle),
-        structure.y_um + distance * np.sin(angle),
-        angle + random.normal(0, 0.15, count),
-        "epithelial",
+def _gland_nuclei(structure: Structure, random: np.random.Generator, add: AddNuclei) -> None:
+    # Nuclei stand at the base of the cells, long axis towards the lumen, in more than one row.
+    circumference = 2 * math.pi * (structure.radius_um - 8)
+    count = int(circumference / 6.4 * random.uniform(1.0, 1.5))
+    angle = np.linspace(-math.pi, math.pi, count, endpoint=False) + random.normal(0, 0.03, count)
+    depth = 6.5 + np.where(np.arange(count) % 2, random.uniform(1.5, 9.5, count), 0)
+    x, y = structure.around(angle, depth + random.normal(0, 1, count))
+    add(x, y, angle + random.normal(0, 0.2, count), "epithelial")
+    fragments = int(random.poisson(structure.content * 14))
+    angle = random.uniform(-math.pi, math.pi, fragments)
+    inner = max(structure.radius_um - structure.wall_um - 5, 0)
+    x, y = structure.around(
+        angle, structure.radius_um - inner * np.sqrt(random.uniform(0, 0.8, fragments))
     )
-    _lymphocytes_within(structure, 0.72, severity, random, add)
+    if inner > 6:
+        add(x, y, angle, "debris")
 
 
-def _filled_nuclei(
-    structure: Structure, severity: float, random: np.random.Generator, add: AddNuclei
-) -> None:
-    radius = structure.radius_um
-    if structure.kind == "sheet":
-        # A jittered grid: cells are packed, and no two nuclei share a place.
-        steps = np.arange(-radius * 1.3, radius * 1.3, 11.0)
-        x, y = (grid.ravel() for grid in np.meshgrid(steps, steps))
-        x = structure.x_um + x + random.uniform(-3, 3, x.size)
-        y = structure.y_um + y + random.uniform(-3, 3, y.size)
-    else:
-        count = random.poisson(math.pi * radius**2 / 2500)
-        x = structure.x_um + random.uniform(-radius, radius, count)
-        y = structure.y_um + random.uniform(-radius, radius, count)
-    relative, _ = _relative_radius(structure, x, y)
-    kept = relative < (0.95 if structure.kind == "sheet" else 0.8)
-    add(x[kept], y[kept], random.uniform(0, 3.2, int(kept.sum())), "epithelial")
-    if structure.kind == "sheet":
-        _lymphocytes_within(structure, 0.0, severity, random, add)
+def _sheet_nuclei(structure: Structure, random: np.random.Generator, add: AddNuclei) -> None:
+    # A jittered grid: cells are packed, and no two nuclei share a place.
+    reach = structure.outline_um.max()
+    steps = np.arange(-reach, reach, 11.0)
+    x, y = (grid.ravel() for grid in np.meshgrid(steps, steps))
+    x = x + np.where(np.arange(x.size) // len(steps) % 2, 5.5, 0)
+    x = structure.x_um + x + random.uniform(-2.7, 2.7, x.size)
+    y = structure.y_um + y + random.uniform(-2.7, 2.7, y.size)
+    depth, _ = structure.depth(x, y)
+    kept = (depth > 4) & (random.random(x.size) < 0.93)
+    add(x[kept], y[kept], random.uniform(0, math.pi, int(kept.sum())), "epithelial")
 
 
 def _lymphocytes_within(
     structure: Structure,
-    inner: float,
-    severity: float,
+    reach_um: float,
+    pattern: float,
     random: np.random.Generator,
     add: AddNuclei,
 ) -> None:
-    """Intraepithelial lymphocytes, the best-known sign of MSI."""
-    count = random.poisson(severity**1.5 * structure.radius_um / 6)
-    angle = random.uniform(0, 2 * math.pi, count)
-    share = np.sqrt(random.uniform(inner**2, 0.95**2, count))
-    distance = structure.outline(angle) * share
-    add(
-        structure.x_um + distance * np.cos(angle),
-        structure.y_um + distance * np.sin(angle),
-        random.uniform(0, 3.2, count),
-        "lymphocyte",
-    )
-
-
-@cache
-def nucleus_bank(mpp: float) -> tuple[tuple[tuple[np.ndarray, ...], ...], ...]:
-    """Pre-drawn nuclei, [kind][angle][variant], uint8 amounts of haematoxylin at ``mpp``.
-
-    The bank is the same for every slide: what differs is where the nuclei lie.
-    """
-    random = np.random.default_rng(20)
-    bank = []
-    for length_um, width_um, amount in _NUCLEI.values():
-        angles = []
-        for step in range(_ANGLES):
-            angle = math.pi * step / _ANGLES
-            variants = []
-            for _ in range(_VARIANTS):
-                scale = random.uniform(0.88, 1.15)
-                variants.append(
-                    _nucleus(
-                        length_um * scale,
-                        width_um * random.uniform(0.9, 1.1) * scale,
-                        amount * random.uniform(0.8, 1.1),
-                        angle,
-                        mpp,
-                        random,
-                    )
-                )
-            angles.append(tuple(variants))
-        bank.append(tuple(angles))
-    return tuple(bank)
-
-
-def _nucleus(
-    length_um: float,
-    width_um: float,
-    amount: float,
-    angle: float,
-    mpp: float,
-    random: np.random.Generator,
-) -> np.ndarray:
-    half = math.ceil((length_um / 2 + 1.5) / mpp)
-    steps = np.arange(-half, half + 1, dtype=np.float32) * mpp
-    x, y = np.meshgrid(steps, steps)
-    along = x * math.cos(angle) + y * math.sin(angle)
-    across = -x * math.sin(angle) + y * math.cos(angle)
-    relative = np.hypot(along / (length_um / 2), across / (width_um / 2))
-    # The edge is soft over about 0.7 um, the reach of a 20x lens; chromatin makes it uneven.
-    edge = np.clip((1 - relative) * (width_um / 2) / 0.7 + 0.5, 0, 1)
-    chromatin = smooth_noise(random, x.shape, (1.3 / mpp, 1.3 / mpp))
-    rim = 1 + 0.25 * np.clip(1 - np.abs(relative - 0.85) / 0.15, 0, 1)
-    values = amount * edge * (1 + 0.18 * chromatin) * rim
-    return np.clip(values * UNIT, 0, 255).astype(np.uint8)
-
-
-def rasterise(
-    tissue: Tissue, width_px: int, height_px: int, mpp: float, random: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Amounts of haematoxylin and eosin, uint8 height_px x width_px each, 128 to the unit."""
-    base_h, base_e = _base_stains(tissue, random)
-    size = (width_px, height_px)
-    haematoxylin, eosin = (
-        np.array(Image.fromarray(base).resize(size, Image.Resampling.BICUBIC))
-        for base in (base_h, base_e)
-    )
-    _stamp_nuclei(tissue.nuclei, haematoxylin, eosin, mpp, random)
-    _add_grain(haematoxylin, eosin, random)
-    return haematoxylin, eosin
-
-
-def _base_stains(tissue: Tissue, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Everything but nuclei, on a grid of 1 um."""
-    shape = (math.ceil(tissue.height_um), math.ceil(tissue.width_um))
-    islands = np.asarray(
-        Image.fromarray(tissue.islands).resize((shape[1], shape[0]), Image.Resampling.BILINEAR)
-    )
-    # Fibres: noise drawn out along two directions, mixed over some 200 um.
-    mix = 1 / (1 + np.exp(-3 * smooth_noise(random, shape, (200, 200))))
-    fibres = mix * smooth_noise(random, shape, (2.5, 30)) + (1 - mix) * smooth_noise(
-        random, shape, (22, 3)
-    )
-    clouds = smooth_noise(random, shape, (90, 90))
-    eosin = _STROMA_E * (1 + 0.22 * fibres + 0.12 * clouds)
-    haematoxylin = _STROMA_H * (1 + 0.3 * clouds)
-    for structure in tissue.structures:
-        _paint(structure, haematoxylin, eosin, random)
-    return tuple(
-        np.clip(stain * islands * UNIT, 0, 255).astype(np.uint8) for stain in (haematoxylin, eosin)
-    )
-
-
-def _paint(
-    structure: Structure, haematoxylin: np.ndarray, eosin: np.ndarray, random: np.random.Generator
-) -> None:
-    reach = structure.radius_um * 1.4
-    top, left = max(int(structure.y_um - reach), 0), max(int(structure.x_um - reach), 0)
-    bottom, right = int(structure.y_um + reach), int(structure.x_um + reach)
-    h, e = haematoxylin[top:bottom, left:right], eosin[top:bottom, left:right]
-    if not h.size:
-        return
-    y, x = np.mgrid[top : top + h.shape[0], left : left + h.shape[1]].astype(np.float32)
-    relative, _ = _relative_radius(structure, x, y)
-    body = np.clip((1 - relative) * structure.radius_um / 1.5, 0, 1)
-    texture = smooth_noise(random, h.shape, (5, 5))
-
-    def lay(weight: np.ndarray, amount_h: float, amount_e: float, uneven: float) -> None:
-        h[:] += weight * (amount_h * (1 + uneven * texture) - h)
-        e[:] += weight * (amount_e * (1 + uneven * texture) - e)
-
-    if structure.kind == "gland":
-        lay(body, _EPITHELIUM_H, _EPITHELIUM_E, 0.12)
-        inner = 1 - random.uniform(24, 30) / structure.radius_um
-        lumen = np.clip((inner - relative) * structure.radius_um / 2, 0, 1)
-        lay(lumen, _LUMEN_H, _LUMEN_E, 0.3)
-    elif structure.kind == "sheet":
-        lay(body, _SHEET_H, _SHEET_E, 0.15)
-    else:
-        streaks = 1 + 0.35 * smooth_noise(random, h.shape, (3, 18))
-        lay(body, 0, 0, 0)
-        h[:] += body * _MUCIN_H * streaks
-        e[:] += body * _MUCIN_E * streaks
-
-
-def _stamp_nuclei(
-    nuclei: np.ndarray,
-    haematoxylin: np.ndarray,
-    eosin: np.ndarray,
-    mpp: float,
-    random: np.random.Generator,
-) -> None:
-    bank = nucleus_bank(mpp)
-    height, width = haematoxylin.shape
-    columns = np.rint(nuclei[:, 0] / mpp).astype(int)
-    rows = np.rint(nuclei[:, 1] / mpp).astype(int)
-    angles = np.rint(nuclei[:, 2] / math.pi * _ANGLES).astype(int) % _ANGLES
-    kinds = nuclei[:, 3].astype(int)
-    variants = random.integers(0, _VARIANTS, len(nuclei))
-    for column, row, kind, angle, variant in zip(
-        columns.tolist(),
-        rows.tolist(),
-        kinds.tolist(),
-        angles.tolist(),
-        variants.tolist(),
-        strict=True,
-    ):
-        sprite = bank[kind][angle][variant]
-        half = sprite.shape[0] // 2
-        top, left = row - half, column - half
-        bottom, right = row + half + 1, column + half + 1
-        if top < 0 or left < 0 or bottom > height or right > width:
-            continue
-        part = haematoxylin[top:bottom, left:right]
-        np.maximum(part, sprite, out=part)
-        # Where haematoxylin is bound, little eosin is.
-        under = eosin[top:bottom, left:right]
-        np.minimum(under, np.uint8(255) - sprite, out=under)
-
-
-def _add_grain(haematoxylin: np.ndarray, eosin: np.ndarray, random: np.random.Generator) -> None:
-    """Fine texture of tissue and a trace of camera noise, from one tile of noise laid out often."""
-    side = 512
-    height, width = haematoxylin.shape
-    for amounts in (haematoxylin, eosin):
-        noise = random.normal(0, 1, (side, side)).astype(np.float32)
-        scaled = np.clip(np.rint(noise * 5), -16, 16).astype(np.int16)
-        for top in range(0, height, side):
-            for left in range(0, width, side):
-                part = amounts[top : top + side, left : left + side]
-                turned = np.rot90(scaled, int(random.integers(4)))[: part.shape[0], : part.shape[1]]
-                # Noise is in proportion to the stain, with a floor of a level or two on glass.
-                strength = (part >> 5).astype(np.int16) + 2
-                part[:] = np.clip(part + ((turned * strength) >> 3), 0, 255)
+    """Intraepithelial lymphocytes, the best-known sign of MSI. Their number differs a lot."""
+    expected = (0.06 + 0.94 * pattern) * structure.radius_um / 4.5
+    count = int(random.poisson(random.gamma(2, expected / 2)))
+    angle = random.uniform(-math.pi, math.pi, count)
+    x, y = structure.around(angle, random.uniform(4, max(reach_um - 3, 5), count))
+    add(x, y, angle, "lymphocyte")
