@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,18 @@ import yaml
 from medkd.errors import ConfigError, MedkdError
 
 KeyPath = tuple[str | int, ...]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 with the numbers of YAML 1.2."""
+
+
+# PyYAML takes 1e-3 for text, because YAML 1.1 wants a dot and a sign in a number with an exponent.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +56,7 @@ def parse_yaml(text: str, name: str, error: type[MedkdError] = ConfigError) -> Y
         error: it is not YAML, or a key stands twice; the message names file, line and key.
     """
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as fault:
         line = fault.problem_mark.line + 1 if fault.problem_mark else 1
         raise error(
@@ -58,7 +71,7 @@ def parse_yaml(text: str, name: str, error: type[MedkdError] = ConfigError) -> Y
     lines: dict[KeyPath, int] = {}
     if node is not None:
         _walk(node, (), name, lines, error)
-    content = yaml.safe_load(text) if node is not None else {}
+    content = yaml.load(text, Loader=_Loader) if node is not None else {}
     return YamlDocument(name, {} if content is None else content, lines)
 
 

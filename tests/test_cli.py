@@ -33,7 +33,9 @@ def test_help_imports_nothing_heavy() -> None:
         "except SystemExit: pass\n"
         f"print('HEAVY', [name for name in {HEAVY!r} if name in sys.modules])\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     assert "infer" in done.stdout
     assert done.stdout.splitlines()[-1] == "HEAVY []"
 

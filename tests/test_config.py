@@ -49,6 +49,13 @@ def test_assignments_override_the_file(tmp_path: Path) -> None:
     assert config.tile.step_px is None
 
 
+@pytest.mark.parametrize("text", ["1e-3", "0.001", "1.0e-3", "1E-3", "+.1e-2"])
+def test_numbers_with_an_exponent_are_numbers(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path, f"train: {{learning_rate: {text}}}\n")
+    assert load_config(path).train.learning_rate == pytest.approx(0.001)
+    assert load_config(None, (f"train.learning_rate={text}",)).train.learning_rate == 0.001
+
+
 def test_what_a_run_wrote_down_reads_back(tmp_path: Path) -> None:
     config = load_config(None, (f"output={tmp_path}", "train.epochs=7", "tile.mpp=1"))
     text = yaml.safe_dump(config.resolved())

@@ -5,6 +5,9 @@ MLflow runs this file to make the model ("models from code"), so nothing is pick
 
 from __future__ import annotations
 
+import contextlib
+import io
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +88,14 @@ class SlideCaller(PythonModel):  # type: ignore[misc, unused-ignore]
 
 def log_package(folder: Path, run_id: str, registered_name: str | None) -> ModelInfo:
     """Log a model package to a run, and register it if a name is given."""
-    with mlflow.start_run(run_id=run_id):
+    with (
+        mlflow.start_run(run_id=run_id),
+        warnings.catch_warnings(),
+        # MLflow tells of the registration on standard error; the caller tells it better.
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        # An input example would be a path on this machine, stored with the model.
+        warnings.filterwarnings("ignore", message=".*input example.*")
         return mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__)),

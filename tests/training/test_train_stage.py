@@ -172,7 +172,7 @@ def test_other_settings_are_refused(cohort: Cohort) -> None:
 
 def test_a_loss_that_is_not_finite_stops_the_run(cohort: Cohort) -> None:
     config = cohort.variant("train.learning_rate=1e30", "train.warmup_epochs=0")
-    with pytest.raises(TrainingError, match="the loss is not a finite number any more .teacher/s"):
+    with pytest.raises(TrainingError, match=r"not a finite number any more \(.*teacher/s"):
         run_train_stage(config, cohort.rows)
     assert not (config.run_folder / "training.json").exists()
 
