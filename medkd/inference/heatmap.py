@@ -16,7 +16,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from medkd.inference.engine import ScoredTile, SlideInference
 
 # Perceptually uniform, and read alike by colour-blind people.
-COLOUR_MAP = "cividis"
+COLOUR_MAP = "viridis"
 
 
 def heatmap_values(
@@ -75,7 +75,7 @@ def heatmap_png(result: SlideInference, threshold: float, positive: str) -> byte
         axes.set_yticks([])
     if result.tissue_mask.any():
         left.contour(result.tissue_mask, [0.5], colors="#0072B2", linewidths=0.8)
-    shown = right.imshow(values, cmap=COLOUR_MAP, vmin=0, vmax=1, alpha=0.75, interpolation="none")
+    shown = right.imshow(values, cmap=COLOUR_MAP, vmin=0, vmax=1, alpha=0.6, interpolation="none")
     bar = figure.colorbar(shown, ax=right, fraction=0.046, pad=0.02)
     bar.ax.axhline(threshold, color="#D55E00", linewidth=2)
     bar.ax.text(
@@ -96,8 +96,14 @@ def _scale_bar(axes: mpl.axes.Axes, width_px: int, mpp: float) -> None:
     """A bar of a round length, at most a quarter of the image."""
     lengths = [value * 10.0**power for power in range(0, 5) for value in (1, 2, 5)]
     length_um = max([um for um in lengths if um / mpp <= width_px / 4], default=lengths[0])
-    text = f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} um"
-    x0, y0 = 0.04, 0.05
+    # Below the image, where it hides no tissue and can be read on any stain.
+    x0, y0 = 0.0, -0.035
     span = length_um / mpp / width_px
-    axes.plot([x0, x0 + span], [y0, y0], transform=axes.transAxes, color="black", linewidth=3)
-    axes.text(x0, y0 + 0.015, text, transform=axes.transAxes, fontsize=8, va="bottom")
+    axes.plot(
+        [x0, x0 + span], [y0, y0], transform=axes.transAxes, color="black", linewidth=3,
+        solid_capstyle="butt", clip_on=False,
+    )  # fmt: skip
+    axes.text(
+        x0 + span + 0.015, y0, f"{length_um / 1000:g} mm", transform=axes.transAxes, fontsize=8,
+        va="center",
+    )  # fmt: skip

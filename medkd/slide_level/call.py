@@ -53,7 +53,7 @@ def make_call(
         negative, positive: the classes' names.
     """
     gates = [
-        Gate("tissue area, mm2", tissue_area_mm2, limits.min_tissue_mm2,
+        Gate("tissue area, mm²", tissue_area_mm2, limits.min_tissue_mm2,
              tissue_area_mm2 >= limits.min_tissue_mm2),
         Gate("usable tiles", tiles_used, limits.min_tiles, tiles_used >= limits.min_tiles),
     ]  # fmt: skip

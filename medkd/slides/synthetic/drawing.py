@@ -13,6 +13,7 @@ from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
+from scipy.special import ndtri
 
 from medkd.slides.synthetic.stains import UNIT, rasterise
 from medkd.slides.synthetic.tissue import lay_out_tissue
@@ -105,8 +106,12 @@ class SlideSpec:
 
 def draw_severity(label: Label, seed: int) -> float:
     """A patient's severity: normal around the mean of ``label``, cut to [0, 1]."""
-    random = np.random.default_rng((seed, 1))
-    return float(np.clip(random.normal(_SEVERITY_MEAN[label], _SEVERITY_SD), 0, 1))
+    return severity_at(label, float(np.random.default_rng((seed, 1)).random()))
+
+
+def severity_at(label: Label, quantile: float) -> float:
+    """The severity that the share ``quantile`` of patients with ``label`` stay below."""
+    return float(np.clip(_SEVERITY_MEAN[label] + _SEVERITY_SD * ndtri(quantile), 0, 1))
 
 
 def draw_slide(spec: SlideSpec) -> np.ndarray:

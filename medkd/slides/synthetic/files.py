@@ -29,8 +29,8 @@ from medkd.slides.synthetic.drawing import (
     Artefact,
     Label,
     SlideSpec,
-    draw_severity,
     draw_slide,
+    severity_at,
 )
 
 # Part of every slide's digest: raise it when the same specification comes to give another picture.
@@ -202,7 +202,8 @@ def cohort_specs(
     """What :func:`write_cohort` draws.
 
     Slides of a patient share class, site and severity. Each site has half of each class; artefacts
-    and second slides are drawn without a look at the class.
+    and second slides are drawn without a look at the class. Severities are spread evenly over the
+    quantiles of each class, so that a small cohort overlaps no more and no less than a large one.
 
     Raises:
         ValueError: an option is out of range.
@@ -216,16 +217,19 @@ def cohort_specs(
     is_msi[: round(patients * share_msi)] = True
     random.shuffle(is_msi)
     site_number = np.zeros(patients, int)
+    quantile = np.zeros(patients)
     for of_class in (np.flatnonzero(is_msi), np.flatnonzero(~is_msi)):
-        alternating = (np.arange(len(of_class)) + random.integers(2)) % 2
+        count = len(of_class)
+        alternating = (np.arange(count) + random.integers(2)) % 2
         site_number[of_class] = random.permutation(alternating)
+        quantile[of_class] = random.permutation((np.arange(count) + random.random(count)) / count)
     has_two = np.zeros(patients, bool)
     has_two[: round(patients * _SHARE_OF_PATIENTS_WITH_TWO_SLIDES)] = True
     random.shuffle(has_two)
     slides: list[CohortSlide] = []
     for number, msi in enumerate(is_msi):
         label: Label = "MSI" if msi else "MSS"
-        severity = draw_severity(label, int(random.integers(2**31)))
+        severity = severity_at(label, float(quantile[number]))
         for index in range(2 if has_two[number] else 1):
             artefacts: frozenset[Artefact] = frozenset()
             if random.random() < _SHARE_OF_SLIDES_WITH_AN_ARTEFACT:
