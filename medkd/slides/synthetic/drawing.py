@@ -13,6 +13,7 @@ from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
+from scipy.optimize import root
 from scipy.special import ndtri
 
 from medkd.slides.synthetic.stains import UNIT, rasterise
@@ -28,8 +29,8 @@ ARTEFACTS: tuple[Artefact, ...] = get_args(Artefact)
 _SEVERITY_MEAN = {"MSS": 0.32, "MSI": 0.68}
 _SEVERITY_SD = 0.13
 
-# Mean amounts of haematoxylin and eosin on tissue, units.
-_MEAN_AMOUNTS = np.array([0.22, 0.54])
+# Share of red and of green light that tissue lets through, on average.
+_MEAN_TRANSMISSION = np.array([0.73, 0.385])
 
 _PEN_COLOURS = {
     "blue": (30, 60, 170),
@@ -141,16 +142,23 @@ def _strengths(
     """How strongly each stain is taken up on this slide.
 
     Lymphocytes and sheets take more haematoxylin than glands, so slides' mean colours would tell
-    their class. They are levelled: on its tissue every slide has about the same mean amounts, up
+    their class. They are levelled: the tissue of every slide lets about the same light through, up
     to a variation that knows nothing of the class.
     """
-    some = (slice(None, None, 7), slice(None, None, 7))
-    on_tissue = (haematoxylin[some].astype(np.uint16) + eosin[some]) > UNIT // 4
-    if not on_tissue.any():
+    wanted = _MEAN_TRANSMISSION ** random.uniform(0.88, 1.13, 2)
+    some = (slice(None, None, 11), slice(None, None, 11))
+    amounts = np.stack([stain[some].ravel() for stain in (haematoxylin, eosin)]) / np.float32(UNIT)
+    amounts = amounts[:, amounts.sum(0) > 0.15]
+    if not amounts.size:
         return np.ones(2)
-    means = np.array([stain[some][on_tissue].mean() / UNIT for stain in (haematoxylin, eosin)])
-    wanted = _MEAN_AMOUNTS * random.uniform(0.85, 1.18, 2)
-    return np.clip(wanted / means, 0.6, 1.6)
+    # Red and green of a stain between those of the sites.
+    colours = np.mean([[site.haematoxylin[:2], site.eosin[:2]] for site in SITES.values()], 0).T
+
+    def excess(strengths: np.ndarray) -> np.ndarray:
+        return (10 ** -((colours * strengths) @ amounts)).mean(1) - wanted
+
+    # Rounded, lest the last bits of a sum decide a slide's bytes.
+    return np.round(np.clip(root(excess, np.ones(2), tol=1e-4).x, 0.5, 1.8), 3)
 
 
 def _stain(
