@@ -101,6 +101,10 @@ def tile(config: ConfigOption = None, assignments: SetOption = None) -> None:
         f"{summary.done} slides tiled, {summary.skipped_existing} were there already, "
         f"{len(summary.failed)} failed. Report: {summary.output / 'report.html'}"
     )
+    for slide_id, why in summary.redone:
+        print(f"made anew: {slide_id}: {why}")
+    if summary.synthetic:
+        print(f"{summary.synthetic} of the slides are synthetic: drawn, not scanned.")
     for slide_id, _, message in summary.failed:
         print(f"failed: {slide_id}: {message}", file=sys.stderr)
     if summary.failed:

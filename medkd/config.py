@@ -64,8 +64,8 @@ class TileConfig(Strict):
     max_pen: Fraction = Field(0.1, description="Largest share of a tile that may be pen ink.")
     max_unreadable: Fraction = Field(
         0.1,
-        description="Largest share of candidate tiles that may be unreadable before the "
-        "slide fails.",
+        description="A slide fails if more than this share of the tiles that had to be read "
+        "could not be.",
     )
     mpp_range: Annotated[tuple[float, float], Field(strict=False)] = Field(
         (0.1, 4.0), description="A slide's own resolution outside this range is not believed."

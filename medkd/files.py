@@ -30,6 +30,12 @@ def output_errors(path: Path) -> Iterator[None]:
                 remedy="Free some space, or choose another output folder, and start again; "
                 "what was finished is kept.",
             ) from error
+        if error.errno == errno.EFBIG:
+            raise OutputError(
+                "the file grew larger than this account or this disk allows",
+                where=path,
+                remedy="Raise the limit (ulimit -f), or choose another output folder.",
+            ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise OutputError(
                 "no permission to write",
