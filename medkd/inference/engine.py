@@ -21,6 +21,9 @@ from medkd.slides.tiling import TileCounts, open_slide_for_tiling
 
 _BATCH_TILES = 32
 
+# float32 softmax may end this far outside of 0 to 1.
+_ROUNDING = 1e-4
+
 
 @dataclass(frozen=True)
 class ScoredTile:
@@ -53,16 +56,10 @@ class Students:
     """The students' ONNX sessions; loaded once for many slides."""
 
     def __init__(self, package: ModelPackage) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
         self._positive = package.manifest.classes.index(package.manifest.positive)
         self._package = package
         self._sessions: dict[str, Any] = {
-            student.name: onnxruntime.InferenceSession(
-                str(package.folder / student.onnx), options, providers=["CPUExecutionProvider"]
-            )
+            student.name: _session(package.folder / student.onnx)
             for student in package.manifest.students
         }
 
@@ -75,14 +72,29 @@ class Students:
         probabilities = {}
         for name, session in self._sessions.items():
             values = session.run(["probabilities"], {"tiles": tiles})[0][:, self._positive]
-            if not np.isfinite(values).all():
+            if not ((values >= -_ROUNDING) & (values <= 1 + _ROUNDING)).all():
                 raise ModelPackageError(
-                    f"{name} gave a probability that is not a number",
+                    f"{name} gave a probability that is not a number between 0 and 1",
                     where=self._package.folder,
                     remedy="The network is broken; use another model.",
                 )
             probabilities[name] = np.clip(values, 0, 1)
         return probabilities
+
+
+def _session(path: Path) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors share no other base
+        raise ModelPackageError(
+            f"onnxruntime {onnxruntime.__version__} cannot load it: {error}",
+            where=path,
+            remedy="Install the onnxruntime of the machine that made the package, or a later one.",
+        ) from error
 
 
 def infer_slide(

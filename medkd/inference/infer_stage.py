@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from medkd.inference.heatmap import heatmap_png
 from medkd.inference.package import ModelPackage
 from medkd.inference.report import report_html
 from medkd.inference.result import Gate, Model, Mpp, Quality, Result, Synthetic, Tiles
-from medkd.progress import progress
+from medkd.progress import progress, warn
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,39 @@ def slide_id_of(path: Path) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "_", path.stem).lstrip(".") or "slide"
 
 
+def _check_mpp(mpp: float | None) -> None:
+    if mpp is None or 0 < mpp < math.inf:
+        return
+    error = SlideError(
+        "wrong_mpp",
+        "the resolution must be a number above 0, micrometres per pixel",
+        where=f"--mpp {mpp:g}",
+        remedy="Give the slide's own, for example 0.25 for a scan at 40x.",
+    )
+    error.exit_status = 2
+    raise error
+
+
+def _by_id(paths: Sequence[Path]) -> dict[str, Path]:
+    ids: dict[str, Path] = {}
+    for path in paths:
+        slide_id = slide_id_of(path)
+        if slide_id not in ids:
+            ids[slide_id] = path
+        elif ids[slide_id].resolve() == path.resolve():
+            warn(f"{path} is named more than once; it is called once.")
+        else:
+            error = SlideError(
+                "duplicate_id",
+                f"would be written to the same folder as {ids[slide_id]}",
+                where=path,
+                remedy="Rename one of the two, or give each an output folder of its own.",
+            )
+            error.exit_status = 2
+            raise error
+    return ids
+
+
 def infer_slides(
     paths: Sequence[Path], package: ModelPackage, out: Path, *, mpp: float | None = None
 ) -> InferSummary:
@@ -59,20 +93,10 @@ def infer_slides(
 
     Raises:
         OutputError: ``out`` cannot be written.
-        SlideError: two slides have one id.
+        SlideError: two slides have one id, or ``mpp`` is not a length.
     """
-    ids: dict[str, Path] = {}
-    for path in paths:
-        other = ids.setdefault(slide_id_of(path), path)
-        if other != path:
-            error = SlideError(
-                "duplicate_id",
-                f"would be written to the same folder as {other}",
-                where=path,
-                remedy="Rename one of the two, or call them one after the other.",
-            )
-            error.exit_status = 2
-            raise error
+    _check_mpp(mpp)
+    ids = _by_id(paths)
     make_folder(out)
     students = Students(package)
     rows: list[InferRow] = []
@@ -170,6 +194,7 @@ def infer_for_table(
 ) -> tuple[Result | None, str]:
     """One slide without files: its result, or the reason why there is none."""
     try:
+        _check_mpp(mpp)
         inference = infer_slide(path, package, students, slide_id=slide_id_of(path), mpp=mpp)
     except MedkdError as error:
         return None, str(error)

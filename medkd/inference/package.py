@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from medkd.config import InferConfig, SlideLevelConfig, TileConfig
 from medkd.errors import ModelPackageError
@@ -24,6 +24,7 @@ SCHEMA_VERSION = 1
 MANIFEST = "model.json"
 CARD = "model_card.md"
 _ALLOWED_SUFFIXES = {".onnx", ".safetensors", ".md"}
+_ANEW = "Get the package anew from where it was made."
 
 Interval = Annotated[tuple[float, float], Field(strict=False)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -108,6 +109,12 @@ class Manifest(Strict):
     provenance: Provenance
     files: dict[str, Sha256] = Field(description="SHA-256 of every other file.")
 
+    @model_validator(mode="after")
+    def _positive_is_a_class(self) -> Manifest:
+        if self.positive not in self.classes:
+            raise ValueError(f"'positive' must be one of the classes {list(self.classes)}")
+        return self
+
 
 @dataclass(frozen=True)
 class ModelPackage:
@@ -182,8 +189,13 @@ def load_package(folder: Path, *, needs_operating_point: bool = True) -> ModelPa
             remedy="Name the folder 'model' of a finished run; 'medkd train' and 'medkd "
             "aggregate' write it.",
         )
-    document = parse_yaml(path.read_text(encoding="utf-8"), str(path), ModelPackageError)
-    content = document.content
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+    except ValueError as error:  # the errors of UTF-8 and of JSON alike
+        raise ModelPackageError(f"is not valid JSON: {error}", where=path, remedy=_ANEW) from None
+    # JSON is YAML, and this reader knows each key's line.
+    document = parse_yaml(text, str(path), ModelPackageError)
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
         raise ModelPackageError(
@@ -205,31 +217,30 @@ def load_package(folder: Path, *, needs_operating_point: bool = True) -> ModelPa
             where=folder,
             remedy="Run 'medkd predict' and 'medkd aggregate' on the run first.",
         )
-    return ModelPackage(folder, manifest, sha256_of_json(json.loads(path.read_text("utf-8"))))
+    return ModelPackage(folder, manifest, sha256_of_json(content))
 
 
 def _check_files(folder: Path, manifest: Manifest) -> None:
-    anew = "Get the package anew from where it was made."
     for name, expected in manifest.files.items():
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts or pure.suffix not in _ALLOWED_SUFFIXES:
             raise ModelPackageError(
-                f"lists the file '{name}', which a package cannot hold", where=folder, remedy=anew
+                f"lists the file '{name}', which a package cannot hold", where=folder, remedy=_ANEW
             )
         path = folder / name
         if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
-            raise ModelPackageError(f"lacks the file '{name}'", where=folder, remedy=anew)
+            raise ModelPackageError(f"lacks the file '{name}'", where=folder, remedy=_ANEW)
         if sha256_of_file(path) != expected:
             raise ModelPackageError(
                 f"'{name}' is not the file that was packaged (its SHA-256 differs)",
                 where=folder,
-                remedy=anew,
+                remedy=_ANEW,
             )
     for student in manifest.students:
         for name in (student.onnx, student.safetensors):
             if name not in manifest.files:
                 raise ModelPackageError(
-                    f"'{name}' of {student.name} has no SHA-256", where=folder, remedy=anew
+                    f"'{name}' of {student.name} has no SHA-256", where=folder, remedy=_ANEW
                 )
     known = {folder / name for name in (*manifest.files, MANIFEST)}
     for path in sorted(folder.rglob("*")):
