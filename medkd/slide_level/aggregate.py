@@ -139,7 +139,7 @@ def _pool(
                     "disagreement": score.disagreement if network == ENSEMBLE else np.nan,
                 }
             )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).astype({"tiles": "int32"})
 
 
 def _calls(

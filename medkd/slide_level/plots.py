@@ -88,7 +88,10 @@ def _roc(tested: pd.DataFrame, result: Aggregation, positive: str) -> Figure:
     axes.plot([0, 1], [0, 1], ":", color="0.6", linewidth=1)
     axes.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(0, 1), ylim=(0, 1.02))
     axes.set_aspect("equal")
-    axes.legend(loc="lower right", fontsize=8, title="AUROC (interval)", title_fontsize=8)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="lower right", fontsize=8, title="AUROC (interval)", title_fontsize=8)
+    else:
+        axes.text(0.5, 0.2, "no curve: a class is absent", ha="center", fontsize=9)
     return figure
 
 
