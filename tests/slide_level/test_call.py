@@ -1,0 +1,145 @@
+"""The four calls, at and around each gate."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from medkd.config import InferConfig
+from medkd.slide_level.call import Call, make_call
+from medkd.slide_level.pooling import SlideScore
+
+LIMITS = InferConfig(min_tiles=10, min_tissue_mm2=0.5, max_disagreement=0.25)
+THRESHOLD = 0.5
+BELOW = math.nextafter(THRESHOLD, 0)
+
+
+def call(
+    lower: float = 0.1,
+    upper: float = 0.2,
+    *,
+    disagreement: float = 0.0,
+    tissue: float = 2.0,
+    tiles: int = 100,
+) -> Call:
+    score = SlideScore((lower + upper) / 2, lower, upper, {}, disagreement, tiles)
+    return make_call(score, THRESHOLD, LIMITS, tissue_area_mm2=tissue, tiles_used=tiles)
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper", "expected"),
+    [
+        (0.1, 0.2, "MSS"),
+        (0.1, BELOW, "MSS"),
+        (0.1, THRESHOLD, "indeterminate"),
+        (0.4, 0.6, "indeterminate"),
+        (BELOW, 0.9, "indeterminate"),
+        (THRESHOLD, 0.9, "MSI suspected"),
+        (THRESHOLD, THRESHOLD, "MSI suspected"),
+        (0.8, 0.9, "MSI suspected"),
+    ],
+)
+def test_the_interval_decides(lower: float, upper: float, expected: str) -> None:
+    assert call(lower, upper).call == expected
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper", "agreed"), [(0.1, 0.2, "MSS"), (0.8, 0.9, "MSI suspected")]
+)
+def test_students_may_differ_by_the_limit_and_no_more(
+    lower: float, upper: float, agreed: str
+) -> None:
+    assert call(lower, upper, disagreement=0.25).call == agreed
+    assert call(lower, upper, disagreement=math.nextafter(0.25, 1)).call == "indeterminate"
+
+
+@pytest.mark.parametrize(
+    ("tissue", "expected"), [(0.5, "MSS"), (math.nextafter(0.5, 0), "no result"), (0, "no result")]
+)
+def test_tissue_area_may_be_the_limit_and_no_less(tissue: float, expected: str) -> None:
+    assert call(tissue=tissue).call == expected
+
+
+@pytest.mark.parametrize(("tiles", "expected"), [(10, "MSS"), (9, "no result"), (0, "no result")])
+def test_tiles_may_be_as_many_as_the_limit_and_no_fewer(tiles: int, expected: str) -> None:
+    assert call(tiles=tiles).call == expected
+
+
+def test_a_slide_without_a_score_has_no_result() -> None:
+    made = make_call(None, THRESHOLD, LIMITS, tissue_area_mm2=0, tiles_used=0)
+    assert made.call == "no result"
+    assert made.reasons == (
+        "The slide shows 0.00 mm² of tissue; 0.5 mm² are needed.",
+        "0 tiles are usable; 10 are needed.",
+    )
+
+
+def test_too_little_tissue_comes_before_any_score() -> None:
+    made = call(0.9, 0.95, disagreement=0.9, tissue=0.1)
+    assert made.call == "no result"
+    assert made.reasons == ("The slide shows 0.10 mm² of tissue; 0.5 mm² are needed.",)
+
+
+def test_too_few_tiles_are_told() -> None:
+    assert call(tiles=3).reasons == ("3 tiles are usable; 10 are needed.",)
+
+
+@pytest.mark.parametrize(
+    ("made", "reasons"),
+    [
+        (
+            call(0.1, 0.2),
+            ("The interval of the score, 0.10 to 0.20, lies below the operating point of 0.50.",),
+        ),
+        (
+            call(0.8, 0.9),
+            (
+                "The interval of the score, 0.80 to 0.90, lies at or above the operating point "
+                "of 0.50.",
+                "Confirm by immunohistochemistry or PCR.",
+            ),
+        ),
+        (
+            call(0.4, 0.6),
+            (
+                "The interval of the score, 0.40 to 0.60, holds the operating point of 0.50.",
+                "Use the standard test.",
+            ),
+        ),
+        (
+            call(0.1, 0.2, disagreement=0.4),
+            (
+                "The students' scores differ by 0.40; up to 0.25 is taken as agreement.",
+                "Use the standard test.",
+            ),
+        ),
+    ],
+    ids=["negative", "positive", "undecided", "disagreement"],
+)
+def test_reasons(made: Call, reasons: tuple[str, ...]) -> None:
+    assert made.reasons == reasons
+
+
+def test_gates_tell_what_was_measured_and_passed() -> None:
+    gates = {
+        gate.name: (gate.value, gate.limit, gate.passed) for gate in call(disagreement=0.3).gates
+    }
+    assert gates == {
+        "tissue area, mm²": (2.0, 0.5, True),
+        "usable tiles": (100, 10, True),
+        "disagreement of students": (0.3, 0.25, False),
+    }
+
+
+def test_a_slide_without_a_result_was_not_asked_for_agreement() -> None:
+    gates = {gate.name: gate.passed for gate in call(tiles=9).gates}
+    assert gates == {"tissue area, mm²": True, "usable tiles": False}
+
+
+def test_calls_carry_the_names_of_the_classes() -> None:
+    names = {"negative": "benign", "positive": "tumour"}
+    for lower, upper, expected in ((0.1, 0.2, "benign"), (0.8, 0.9, "tumour suspected")):
+        score = SlideScore(0.5, lower, upper, {}, 0.0, 50)
+        made = make_call(score, 0.5, LIMITS, tissue_area_mm2=2, tiles_used=50, **names)
+        assert made.call == expected
