@@ -42,6 +42,12 @@ def output_errors(path: Path) -> Iterator[None]:
                 where=path,
                 remedy="Choose another output folder, or change the permissions of this one.",
             ) from error
+        if error.errno == errno.EISDIR:
+            raise OutputError(
+                "a folder stands where a file is needed",
+                where=path,
+                remedy="Remove or rename that folder, or choose another output folder.",
+            ) from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
             raise OutputError(
                 "a file stands where a folder is needed",

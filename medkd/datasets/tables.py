@@ -89,6 +89,10 @@ def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
         raise TableError("no such file", where=path, remedy=remedy) from None
     except IsADirectoryError:
         raise TableError("is a folder, not a table", where=path, remedy=remedy) from None
+    except PermissionError:
+        raise TableError(
+            "no permission to read", where=path, remedy="Change the permissions of the table."
+        ) from None
     except UnicodeDecodeError:
         raise TableError(
             "is not UTF-8 text", where=path, remedy="Save the table as CSV in UTF-8."

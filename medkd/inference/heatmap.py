@@ -65,11 +65,13 @@ def heatmap_png(result: SlideInference, threshold: float, positive: str) -> byte
         layout=ConstrainedLayoutEngine(rect=(0, 0.03, 1, 0.97)),
     )
     left, right = figure.subplots(1, 2)
+    left.imshow(result.thumbnail)
+    # Grey, so that every colour here is a probability's.
+    right.imshow(result.thumbnail.mean(axis=2), cmap="gray", vmin=0, vmax=255)
     for axes, title in (
         (left, "H&E, tissue outlined"),
         (right, f"probability of {positive} by tile"),
     ):
-        axes.imshow(result.thumbnail)
         axes.set_title(title, fontsize=10, loc="left")
         axes.set_xticks([])
         axes.set_yticks([])

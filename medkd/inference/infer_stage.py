@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import math
 import re
 import time
@@ -13,13 +15,15 @@ from pathlib import Path
 
 from medkd import __version__
 from medkd.errors import MedkdError, SlideError
-from medkd.files import make_folder, remove_stale_temporaries, write_bytes, write_json, write_text
+from medkd.files import atomic_path, make_folder, remove_stale_temporaries
 from medkd.inference.engine import SlideInference, Students, infer_slide
 from medkd.inference.heatmap import heatmap_png
 from medkd.inference.package import ModelPackage
 from medkd.inference.report import report_html
 from medkd.inference.result import Gate, Model, Mpp, Quality, Result, Synthetic, Tiles
 from medkd.progress import progress, warn
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,13 @@ def infer_slides(
                 )
             except SlideError as error:
                 failed.append(str(error))
+            except MedkdError:
+                raise
+            except Exception as error:
+                # One slide that no one foresaw must not stop the others.
+                _log.debug("inferring %s", path, exc_info=True)
+                message = f"{type(error).__name__}: {error}".replace("\n", " ")
+                failed.append(f"{path}: {message}. This is a fault of medkd; please report it.")
             advance(100 * number - shown, note=slide_id)
     return InferSummary(tuple(rows), tuple(failed))
 
@@ -133,21 +144,34 @@ def _infer_one(
 ) -> InferRow:
     began = time.perf_counter()
     inference = infer_slide(path, package, students, slide_id=slide_id, mpp=mpp, on_tile=on_tile)
-    make_folder(folder)
-    remove_stale_temporaries(folder)
-    (folder / "result.json").unlink(missing_ok=True)
     drawing = time.perf_counter()
     manifest = package.manifest
     point = manifest.operating_point
     assert point is not None  # load_package refuses a package without one
     heatmap = heatmap_png(inference, point.threshold, manifest.positive)
-    write_bytes(folder / "heatmap.png", heatmap)
     now = time.perf_counter()
     timing = {**inference.timing_s, "report": now - drawing, "total": now - began}
     result = build_result(inference, package, timing)
-    write_text(folder / "report.html", report_html(result, manifest, heatmap))
-    write_json(folder / "result.json", result.model_dump(mode="json"))
+    report = report_html(result, manifest, heatmap)
+    text = json.dumps(result.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
+    _write(folder, heatmap, report, text + "\n")
     return InferRow(slide_id, result.call, result.probability_msi, result.interval, timing["total"])
+
+
+def _write(folder: Path, heatmap: bytes, report: str, result: str) -> None:
+    """All three or none: an earlier result stays until the new one is whole on the disk."""
+    make_folder(folder)
+    remove_stale_temporaries(folder)
+    with (
+        atomic_path(folder / "result.json") as result_path,
+        atomic_path(folder / "report.html") as report_path,
+        atomic_path(folder / "heatmap.png") as heatmap_path,
+    ):
+        heatmap_path.write_bytes(heatmap)
+        report_path.write_text(report, encoding="utf-8")
+        result_path.write_text(result, encoding="utf-8")
+        # They move into place from the last to the first; killed in between, none is stale.
+        (folder / "result.json").unlink(missing_ok=True)
 
 
 def build_result(

@@ -48,7 +48,13 @@ def run_aggregate_stage(config: Config) -> AggregateResult:
     rows = read_slides(config.data.slides, config.data.classes)
     check_split(read_split(config.splits_file), rows, where=config.splits_file)
     package = load_package(config.model_folder, needs_operating_point=False)
-    predictions = pd.read_parquet(path)
+    try:
+        predictions = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        # pyarrow's own errors are among both.
+        raise StageError(
+            f"cannot be read: {str(error)[:200]}", where=path, remedy="Run 'medkd predict' again."
+        ) from error
     slide_ids = sorted(predictions["slide_id"].unique())
     records = read_tile_records(config.tiles_folder, slide_ids)
     result = aggregate(

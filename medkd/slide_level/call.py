@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from medkd.config import InferConfig
@@ -59,8 +60,10 @@ def make_call(
     ]  # fmt: skip
     lacking = []
     if not gates[0].passed:
+        # Cut, not rounded: what is too little must not read as if it were enough.
+        shown_mm2 = math.floor(100 * tissue_area_mm2) / 100
         lacking.append(
-            f"The slide shows {tissue_area_mm2:.2f} mm² of tissue; {limits.min_tissue_mm2:g} mm² "
+            f"The slide shows {shown_mm2:.2f} mm² of tissue; {limits.min_tissue_mm2:g} mm² "
             "are needed."
         )
     if not gates[1].passed:

@@ -38,6 +38,8 @@ class CohortTracker:
             "medkd.data_digest": table.digest,
             "medkd.synthetic": str(table.synthetic).lower(),
             "medkd.research_use_only": "true",
+            "mlflow.source.name": "medkd train",
+            "mlflow.source.type": "LOCAL",
         }
         self._parent = open_run(
             client, experiment, config.train.name, run_id=known.get("parent"), tags=tags
@@ -50,7 +52,12 @@ class CohortTracker:
                 f"{config.train.name}: {node.name}",
                 run_id=known.get(node.name),
                 parent_id=self._parent.run_id,
-                tags={"medkd.role": node.role, "medkd.method": graph.method},
+                tags={
+                    "medkd.role": node.role,
+                    "medkd.method": graph.method,
+                    "mlflow.source.name": "medkd train",
+                    "mlflow.source.type": "LOCAL",
+                },
             )
         nested = {name: run.run_id for name, run in self._nested.items()}
         write_run_ids(run_folder, uri, {"parent": self._parent.run_id, **nested})

@@ -29,8 +29,9 @@ def measure(mpp: float, side_px: int, repeats: int, folder: Path) -> dict[str, f
     write_slide(SlideSpec("MSS", seed=0, width_px=512, height_px=512, mpp=mpp), folder / "0.svs")
     draw_s, total_s = [], []
     for seed in range(repeats):
-        label = "MSI" if seed % 2 else "MSS"
-        spec = SlideSpec(label, seed=seed, width_px=side_px, height_px=side_px, mpp=mpp)
+        spec = SlideSpec(
+            "MSI" if seed % 2 else "MSS", seed=seed, width_px=side_px, height_px=side_px, mpp=mpp
+        )
         began = time.perf_counter()
         draw_slide(spec)
         drawn = time.perf_counter()

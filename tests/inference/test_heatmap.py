@@ -99,11 +99,11 @@ def test_the_picture(flat):
         rows = slice(int(height * 0.3), int(height * 0.7))
         colour = 255 * np.array(colormaps["viridis"](probability)[:3])
         assert abs(left[rows, columns] - tissue).max() <= 2
-        assert abs(right[rows, columns] - (0.6 * colour + 0.4 * np.array(tissue))).max() <= 4
+        assert abs(right[rows, columns] - (0.6 * colour + 0.4 * np.mean(tissue))).max() <= 4
     # Where no tile lies the heatmap is transparent.
     outside = np.ones((height, width), bool)
     outside[int(height * 0.22) : int(height * 0.78), int(width * 0.27) : int(width * 0.83)] = False
-    assert (right[outside] == 243).all()
+    assert (abs(right[outside] - 243) <= 1).all()
 
 
 def test_the_picture_without_tissue(package_folder, write_flat, tmp_path):

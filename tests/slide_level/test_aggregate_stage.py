@@ -239,6 +239,10 @@ def spoil_predictions(run: Config) -> None:
     (run.run_folder / "predictions.parquet").unlink()
 
 
+def damage_predictions(run: Config) -> None:
+    (run.run_folder / "predictions.parquet").write_bytes(b"PAR1 and no more")
+
+
 def spoil_split(run: Config) -> None:
     run.splits_file.unlink()
 
@@ -265,6 +269,10 @@ def spoil_record(run: Config) -> None:
         (
             spoil_predictions,
             r"predictions\.parquet: no predictions yet\. Run 'medkd predict' first\.",
+        ),
+        (
+            damage_predictions,
+            r"predictions\.parquet: cannot be read: .* Run 'medkd predict' again\.",
         ),
         (spoil_split, r"splits\.parquet: no split yet\. Run 'medkd split' first\."),
         (

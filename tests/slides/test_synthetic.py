@@ -208,7 +208,7 @@ def test_severities_of_the_classes_overlap_as_documented():
     mss, msi = (
         np.array([draw_severity(label, seed) for seed in range(1000)]) for label in ("MSS", "MSI")
     )
-    expected = stats.norm.cdf(0.36 / (0.13 * math.sqrt(2)))
+    expected = stats.norm.cdf(0.38 / (0.12 * math.sqrt(2)))
     assert auroc(mss, msi) == pytest.approx(expected, abs=0.01)
     assert mss.max() > msi.min()
 
@@ -360,7 +360,7 @@ def test_every_cohort_overlaps_as_it_should(seed):
         np.array([s.spec.severity for s in slides if s.spec.label == label])
         for label in ("MSS", "MSI")
     ]
-    assert 0.94 < auroc(*by_label) < 0.995
+    assert 0.96 < auroc(*by_label) < 0.999
 
 
 def test_artefacts_are_as_frequent_in_both_classes():

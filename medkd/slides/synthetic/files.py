@@ -34,7 +34,7 @@ from medkd.slides.synthetic.drawing import (
 )
 
 # Part of every slide's digest: raise it when the same specification comes to give another picture.
-_DRAWING_VERSION = 3
+_DRAWING_VERSION = 4
 _TILE_PX = 256
 _SHARE_OF_PATIENTS_WITH_TWO_SLIDES = 0.25
 _SHARE_OF_SLIDES_WITH_AN_ARTEFACT = 0.2
