@@ -405,8 +405,6 @@ def methods_show(
 
 def main() -> None:
     """Run the command line; an error that a user can mend is one line and an exit status."""
-    # Idle OpenMP threads that spin make training 3 to 5 times slower beside other work.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         app()
     except MedkdError as error:

@@ -9,9 +9,6 @@ from pathlib import Path
 
 import pytest
 
-# As the command line does, before torch is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 from medkd.config import Config, load_config
 from medkd.datasets.tables import SlideRow, read_slides
 
