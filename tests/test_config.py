@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from medkd.config import Config, config_template, load_config, read_resolved
+from medkd.distill.graph import expand, load_method
 from medkd.errors import ConfigError
 from medkd.yaml_file import parse_yaml
 
@@ -146,3 +147,11 @@ def test_missing_and_unreadable_files(tmp_path: Path) -> None:
     binary.write_bytes(b"\xff\xfe\x00\x81")
     with pytest.raises(ConfigError, match="is not UTF-8 text"):
         load_config(binary)
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "configs").glob("*.yaml")))
+def test_the_configurations_that_come_along_are_sound(path: Path) -> None:
+    config = load_config(path)
+    graph = expand(load_method(config.train.method), len(config.train.students))
+    assert {node.role for node in graph.nodes} <= {"teacher", "student"}
+    assert config.data.slides.name == "slides.csv"
