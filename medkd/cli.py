@@ -209,7 +209,8 @@ def infer(
     from medkd.inference.infer_stage import infer_slides
     from medkd.inference.package import load_package
 
-    summary = infer_slides(slides, load_package(model), out, mpp=mpp)
+    package = load_package(model)
+    summary = infer_slides(slides, package, out, mpp=mpp)
     if summary.rows:
         _table(
             "Calls. Research use only.",
@@ -225,6 +226,8 @@ def infer(
                 for row in summary.rows
             ),
         )
+        if package.manifest.provenance.trained_on_synthetic:
+            print("The model was trained on synthetic slides; its calls mean nothing in a clinic.")
         print(f"Reports: {out}/<slide>/report.html")
     for message in summary.failed:
         print(f"failed: {message}", file=sys.stderr)

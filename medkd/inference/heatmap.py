@@ -48,13 +48,16 @@ def tile_rectangle(x: int, y: int, tile_extent_px: float, scale: float) -> tuple
     return slice(top, max(bottom, top + 1)), slice(left, max(right, left + 1))
 
 
-def heatmap_png(result: SlideInference, threshold: float, positive: str) -> bytes:
+def heatmap_png(
+    result: SlideInference, threshold: float, positive: str, *, synthetic_model: bool = False
+) -> bytes:
     """The thumbnail with the outline of the tissue, and beside it the probabilities over it.
 
     Args:
         result: of the slide.
         threshold: the operating point, marked on the scale, which is the same on every slide.
         positive: name of the positive class.
+        synthetic_model: the model learnt from drawn slides; the picture says so.
     """
     height, width = result.thumbnail.shape[:2]
     scale = result.properties.mpp / result.thumbnail_mpp
@@ -65,9 +68,10 @@ def heatmap_png(result: SlideInference, threshold: float, positive: str) -> byte
         layout=ConstrainedLayoutEngine(rect=(0, 0.03, 1, 0.97)),
     )
     left, right = figure.subplots(1, 2)
-    left.imshow(result.thumbnail)
+    left.imshow(result.thumbnail, interpolation="bicubic")
     # Grey, so that every colour here is a probability's.
-    right.imshow(result.thumbnail.mean(axis=2), cmap="gray", vmin=0, vmax=255)
+    grey = result.thumbnail.mean(axis=2)
+    right.imshow(grey, cmap="gray", vmin=0, vmax=255, interpolation="bicubic")
     for axes, title in (
         (left, "H&E, tissue outlined"),
         (right, f"probability of {positive} by tile"),
@@ -88,6 +92,8 @@ def heatmap_png(result: SlideInference, threshold: float, positive: str) -> byte
     note = f"{result.properties.slide_id}. Research use only."
     if result.properties.synthetic:
         note += " Synthetic slide."
+    if synthetic_model:
+        note += " Model trained on synthetic slides."
     figure.text(0.01, 0.01, note, fontsize=7, color="0.4")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})

@@ -148,7 +148,12 @@ def _infer_one(
     manifest = package.manifest
     point = manifest.operating_point
     assert point is not None  # load_package refuses a package without one
-    heatmap = heatmap_png(inference, point.threshold, manifest.positive)
+    heatmap = heatmap_png(
+        inference,
+        point.threshold,
+        manifest.positive,
+        synthetic_model=manifest.provenance.trained_on_synthetic,
+    )
     now = time.perf_counter()
     timing = {**inference.timing_s, "report": now - drawing, "total": now - began}
     result = build_result(inference, package, timing)
