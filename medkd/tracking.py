@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from medkd.config import Config
 from medkd.errors import StageError, TrackingError
-from medkd.files import make_folder, write_json
+from medkd.files import atomic_path, make_folder, remove_stale_temporaries, write_json
 from medkd.progress import warn
 
 if TYPE_CHECKING:
@@ -42,14 +42,19 @@ def tracking_uri(config: Config) -> str:
 def store_errors(uri: str) -> Iterator[None]:
     """Turn what MLflow and the network raise into a :class:`TrackingError`."""
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (MlflowException, OSError) as error:
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        # A database's own words, without the statement it was given.
+        message = " ".join(str(getattr(error, "orig", None) or error).split())[:300]
         raise TrackingError(
-            f"the MLflow store cannot be used: {str(error)[:300]}",
+            f"the MLflow store cannot be used: {message}",
             where=uri,
-            remedy="Start the server, or unset MLFLOW_TRACKING_URI and mlflow.tracking_uri to "
+            remedy="See that the disk has space and that the file can be written, then start again."
+            if uri.startswith("sqlite:")
+            else "Start the server, or unset MLFLOW_TRACKING_URI and mlflow.tracking_uri to "
             "track in the output folder.",
         ) from error
 
@@ -79,6 +84,8 @@ def connect(config: Config) -> tuple[MlflowClient, str]:
     if local:
         make_folder(config.output)
     with store_errors(uri):
+        if uri.startswith("sqlite:///"):
+            _make_store(Path(uri.removeprefix("sqlite:///")))
         mlflow.set_tracking_uri(uri)
         client = MlflowClient(tracking_uri=uri)
         name = config.mlflow.experiment
@@ -94,6 +101,17 @@ def connect(config: Config) -> tuple[MlflowClient, str]:
                 remedy="Restore it in MLflow, or set mlflow.experiment to another name.",
             )
         return client, found.experiment_id
+
+
+def _make_store(path: Path) -> None:
+    """Make the database whole: MLflow cannot use one whose making was cut short, nor mend it."""
+    from mlflow import MlflowClient
+
+    if path.exists():
+        return
+    remove_stale_temporaries(path.parent)
+    with atomic_path(path) as temporary:
+        MlflowClient(tracking_uri=f"sqlite:///{temporary.resolve()}").search_experiments()
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from dataclasses import asdict, dataclass, field
@@ -9,11 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from medkd.errors import StageError, TrainingError
-from medkd.files import atomic_path, make_folder, remove_stale_temporaries, write_json
+from medkd.files import (
+    atomic_path,
+    make_folder,
+    remove_stale_temporaries,
+    write_bytes,
+    write_json,
+)
 
 
 @dataclass
@@ -46,8 +53,11 @@ def save_checkpoint(folder: Path, identity: str, progress: Progress, state: dict
     """
     make_folder(folder)
     last = folder / "last.pt"
+    # In memory first: torch tells a full disk as an internal error, the system tells it plainly.
+    content = io.BytesIO()
+    torch.save({"identity": identity, "progress": asdict(progress), **state}, content)
     with atomic_path(last) as temporary:
-        torch.save({"identity": identity, "progress": asdict(progress), **state}, temporary)
+        temporary.write_bytes(content.getbuffer())
         if last.exists():
             last.replace(folder / "previous.pt")
 
@@ -85,8 +95,7 @@ def save_networks(folder: Path, networks: dict[str, nn.Module]) -> None:
     make_folder(temporary)
     for name, network in networks.items():
         weights = {key: value.contiguous() for key, value in network.state_dict().items()}
-        with atomic_path(temporary / f"{name}.safetensors") as path:
-            save_file(weights, path)
+        write_bytes(temporary / f"{name}.safetensors", save(weights))
     shutil.rmtree(folder, ignore_errors=True)
     temporary.replace(folder)
 
