@@ -75,11 +75,13 @@ def _table(title: str, header: Iterable[str], rows: Iterable[Iterable[object]]) 
     from rich.console import Console
     from rich.table import Table
 
+    cells = [[str(cell) for cell in row] for row in rows]
     table = Table(title=title, title_justify="left", title_style="bold")
-    for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index == 0 else "right")
-    for row in rows:
-        table.add_row(*(str(cell) for cell in row))
+    for name, column in zip(header, zip(*cells, strict=True), strict=True):
+        figures = all(cell[:1].isdigit() for cell in column if cell)
+        table.add_column(name, justify="right" if figures else "left")
+    for row in cells:
+        table.add_row(*row)
     # A pipe has no width of its own; a table cut at 80 columns there would lose figures.
     console = Console() if sys.stdout.isatty() else Console(width=120)
     console.print(table)
