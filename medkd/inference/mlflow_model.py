@@ -65,7 +65,8 @@ class SlideCaller(PythonModel):  # type: ignore[misc, unused-ignore]
         from medkd.inference.infer_stage import infer_for_table, slide_id_of
 
         rows = []
-        for row in model_input.to_dict("records"):
+        # MLflow passes a dictionary of lists as one row of lists.
+        for row in model_input.explode(list(model_input.columns)).to_dict("records"):
             path, mpp = Path(row["slide"]), row.get("mpp")
             result, error = infer_for_table(
                 path, self._package, self._students, None if pd.isna(mpp) else float(mpp)

@@ -106,6 +106,8 @@ def test_runs_curves_and_model_over_http(
     calls = model.predict(pd.DataFrame({"slide": [str(slide)]}))
     assert list(calls["slide_id"]) == ["new"]
     assert calls["call"][0] in {"MSS", "MSI suspected", "indeterminate", "no result"}
+    for form in ({"slide": str(slide)}, {"slide": [str(slide)]}):
+        pd.testing.assert_frame_equal(model.predict(form), calls)
 
 
 def test_a_server_that_is_away_is_told_in_one_line(
