@@ -74,7 +74,6 @@ def connect(config: Config) -> tuple[MlflowClient, str]:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import logging
 
-    import mlflow
     from mlflow import MlflowClient
 
     for name in ("mlflow", "alembic"):
@@ -86,7 +85,6 @@ def connect(config: Config) -> tuple[MlflowClient, str]:
     with store_errors(uri):
         if uri.startswith("sqlite:///"):
             _make_store(Path(uri.removeprefix("sqlite:///")))
-        mlflow.set_tracking_uri(uri)
         client = MlflowClient(tracking_uri=uri)
         name = config.mlflow.experiment
         found = client.get_experiment_by_name(name)

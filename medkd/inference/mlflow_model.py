@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,9 +89,25 @@ class SlideCaller(PythonModel):  # type: ignore[misc, unused-ignore]
         return pd.DataFrame(rows, columns=SIGNATURE.outputs.input_names())
 
 
-def log_package(folder: Path, run_id: str, registered_name: str | None) -> ModelInfo:
-    """Log a model package to a run, and register it if a name is given."""
+@contextlib.contextmanager
+def _in_store(uri: str) -> Iterator[None]:
+    """Have MLflow's global functions use ``uri``, and undo it: MLflow keeps it in the environment,
+    where the next experiment of this process would take it for the user's own choice.
+    """
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None unsets it
+
+
+def log_package(
+    folder: Path, run_id: str, registered_name: str | None, *, tracking_uri: str
+) -> ModelInfo:
+    """Log a model package to a run of a store, and register it if a name is given."""
     with (
+        _in_store(tracking_uri),
         mlflow.start_run(run_id=run_id),
         warnings.catch_warnings(),
         # MLflow tells of the registration on standard error; the caller tells it better.

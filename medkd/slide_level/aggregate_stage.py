@@ -104,7 +104,12 @@ def _log(config: Config, result: Aggregation, runs: dict[str, TrackedRun]) -> st
         parent.log_file(path, "plots")
     from medkd.inference.mlflow_model import log_package
 
-    info = log_package(config.model_folder, parent.run_id, config.mlflow.registered_model)
+    info = log_package(
+        config.model_folder,
+        parent.run_id,
+        config.mlflow.registered_model,
+        tracking_uri=tracking_uri(config),
+    )
     parent.finish("FINISHED")
     version = info.registered_model_version
     return "" if version is None else f"models:/{config.mlflow.registered_model}/{version}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -307,3 +308,16 @@ def test_a_training_tracked_elsewhere_is_told_with_the_keys_to_set(run: Config) 
         r"MLFLOW_TRACKING_URI and mlflow\.tracking_uri as they were in training\.$",
     ):
         run_aggregate_stage(run)
+
+
+@pytest.mark.parametrize("chosen", [False, True])
+def test_the_environment_is_as_it_was(
+    run: Config, monkeypatch: pytest.MonkeyPatch, chosen: bool
+) -> None:
+    # MLflow keeps a store in the environment: the next experiment would go to this one's.
+    before = tracking_uri(run) if chosen else None
+    if before:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", before)
+    track(run)
+    run_aggregate_stage(run)
+    assert os.environ.get("MLFLOW_TRACKING_URI") == before
