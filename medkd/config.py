@@ -76,6 +76,11 @@ class TileConfig(Strict):
     use_objective_power: bool = Field(
         False, description="Where mpp is missing, take 10 / objective power (a guess, recorded)."
     )
+    reader: Literal["auto", "jpeg", "openslide"] = Field(
+        "auto",
+        description="What reads slides: 'jpeg' decodes the native tiles of JPEG pyramids, fast; "
+        "'openslide' reads every format; 'auto' takes the first where it can.",
+    )
     jpeg_quality: Annotated[int, Field(ge=50, le=100)] = Field(
         90, description="JPEG quality of stored tiles; infer repeats the same encoding."
     )

@@ -14,18 +14,8 @@ from PIL import Image
 from medkd.config import TileConfig
 from medkd.errors import SlideError
 from medkd.slides.reader import RegionUnreadableError, SlideProperties
+from medkd.slides.regions import check_bounds, finest_needed, read_thumbnail
 from medkd.slides.resolution import MppMetadata, Resolution, believed_resolution
-
-# A pyramid's 2.0005 counts as 2: the next finer level would cost four times the pixels.
-_LEVEL_TOLERANCE = 1.01
-
-# Half a pixel past the edge is rounding; more is a caller's mistake.
-_BOUNDS_TOLERANCE_PX = 0.5
-
-# A thumbnail is read in blocks of at most this side, pixels of the level, so that memory does
-# not grow with the slide. Blocks that fail are quartered down to the smallest side.
-_BLOCK_PX = 2048
-_SMALLEST_BLOCK_PX = 256
 
 _FINGERPRINT_BLOCKS = 16
 _FINGERPRINT_BLOCK_BYTES = 4096
@@ -35,13 +25,17 @@ class OpenSlideReader:
     """A :class:`medkd.slides.reader.SlideReader` over an OpenSlide handle.
 
     Made by :func:`open_openslide`.
+
+    Attributes:
+        properties, warnings: see the protocol.
+        level_sizes: width and height of each level, pixels.
     """
 
     def __init__(
         self, handle: openslide.OpenSlide, properties: SlideProperties, warnings: tuple[str, ...]
     ) -> None:
         self._handle: openslide.OpenSlide | None = handle
-        self._level_sizes = handle.level_dimensions
+        self.level_sizes: tuple[tuple[int, int], ...] = handle.level_dimensions
         self.properties = properties
         self.warnings = warnings
 
@@ -56,16 +50,7 @@ class OpenSlideReader:
         properties = self.properties
         scale = mpp / properties.mpp
         width, height = width_px * scale, height_px * scale
-        tolerance = _BOUNDS_TOLERANCE_PX
-        if (
-            min(x, y) < -tolerance
-            or x + width > properties.width_px + tolerance
-            or y + height > properties.height_px + tolerance
-        ):
-            raise ValueError(
-                f"region {width:.1f} x {height:.1f} px at ({x:g}, {y:g}) is outside the slide's "
-                f"{properties.width_px} x {properties.height_px} px"
-            )
+        check_bounds(properties, x, y, width, height)
         level, downsample = self._level_for(scale)
         # Begin on a whole pixel of the level: OpenSlide would blur a fraction of one.
         corner = [math.floor(math.floor(max(at, 0) / downsample) * downsample) for at in (x, y)]
@@ -75,7 +60,7 @@ class OpenSlideReader:
         end = [
             min(start + length / downsample, size - at / downsample)
             for start, length, size, at in zip(
-                offset, (width, height), self._level_sizes[level], corner, strict=True
+                offset, (width, height), self.level_sizes[level], corner, strict=True
             )
         ]
         size = (max(math.ceil(end[0] - 1e-6), 1), max(math.ceil(end[1] - 1e-6), 1))
@@ -86,31 +71,8 @@ class OpenSlideReader:
 
     def thumbnail(self, mpp: float) -> tuple[np.ndarray, np.ndarray]:
         """Read the whole slide in blocks of bounded size; see the protocol."""
-        scale = mpp / self.properties.mpp
-        # A slide of less than one such pixel still gives one.
-        columns = max(math.floor(self.properties.width_px / scale + 1e-6), 1)
-        rows = max(math.floor(self.properties.height_px / scale + 1e-6), 1)
-        image = np.full((rows, columns, 3), 255, np.uint8)
-        readable = np.ones((rows, columns), bool)
-        per_level_px = scale / self._level_for(scale)[1]
-        side = max(math.floor(_BLOCK_PX / per_level_px), 1)
-        smallest = max(math.floor(_SMALLEST_BLOCK_PX / per_level_px), 1)
-        blocks = [
-            (left, top, min(side, columns - left), min(side, rows - top))
-            for top in range(0, rows, side)
-            for left in range(0, columns, side)
-        ]
-        while blocks:
-            left, top, width, height = blocks.pop()
-            here = np.s_[top : top + height, left : left + width]
-            try:
-                image[here] = self.read_region(left * scale, top * scale, width, height, mpp)
-            except RegionUnreadableError:
-                if max(width, height) <= smallest:
-                    readable[here] = False
-                    continue
-                blocks.extend(_quarters(left, top, width, height))
-        return image, readable
+        _, downsample = self._level_for(mpp / self.properties.mpp)
+        return read_thumbnail(self, mpp, downsample)
 
     def close(self) -> None:
         """Release the file."""
@@ -120,14 +82,8 @@ class OpenSlideReader:
 
     def _level_for(self, scale: float) -> tuple[int, float]:
         """The coarsest level that is no coarser than ``scale``, and its downsample."""
-        downsamples = self.properties.level_downsamples
-        fine_enough = [
-            (downsample, level)
-            for level, downsample in enumerate(downsamples)
-            if downsample <= scale * _LEVEL_TOLERANCE
-        ]
-        downsample, level = max(fine_enough, default=(downsamples[0], 0))
-        return level, downsample
+        level = finest_needed(self.properties.level_downsamples, scale)
+        return level, self.properties.level_downsamples[level]
 
     def _read_level(self, x: int, y: int, level: int, size: tuple[int, int]) -> Image.Image:
         try:
@@ -294,17 +250,8 @@ def _properties(
         fingerprint=fingerprint(path),
         level_downsamples=tuple(handle.level_downsamples),
         reader=f"openslide {openslide.__library_version__}",
+        reader_reason="",
     )
-
-
-def _quarters(left: int, top: int, width: int, height: int) -> list[tuple[int, int, int, int]]:
-    half_width, half_height = math.ceil(width / 2), math.ceil(height / 2)
-    return [
-        (x, y, w, h)
-        for y, h in ((top, half_height), (top + half_height, height - half_height))
-        for x, w in ((left, half_width), (left + half_width, width - half_width))
-        if w > 0 and h > 0
-    ]
 
 
 def _user() -> str:

@@ -29,6 +29,7 @@ class SlideProperties:
         fingerprint: of the file's content, see :func:`medkd.slides.openslide_reader.fingerprint`.
         level_downsamples: of each level of the pyramid, the first is 1.
         reader: name and version of the reading library.
+        reader_reason: why this one reads it.
     """
 
     slide_id: str
@@ -43,6 +44,7 @@ class SlideProperties:
     fingerprint: str
     level_downsamples: tuple[float, ...]
     reader: str
+    reader_reason: str
 
 
 class SlideReader(Protocol):

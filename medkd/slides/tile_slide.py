@@ -270,6 +270,7 @@ def _record(task: SlideTask, slide: ScannedSlide) -> dict[str, Any]:
             "objective_power": properties.objective_power,
             "synthetic": properties.synthetic,
             "reader": properties.reader,
+            "reader_reason": properties.reader_reason,
             "warnings": list(slide.warnings),
         },
         "software": {

@@ -131,14 +131,14 @@ def test_thumbnail_is_the_whole_slide_in_blocks(write_slide, monkeypatch):
     assert readable.all()
     assert (whole[:, :19] == 200).all()
     assert (whole[:, 21:] == 0).all()
-    monkeypatch.setattr("medkd.slides.openslide_reader._BLOCK_PX", 256)
+    monkeypatch.setattr("medkd.slides.regions._BLOCK_PX", 256)
     blocks, _ = reader.thumbnail(8.0)
     assert np.abs(blocks.astype(int) - whole).max() <= 40  # only where a filter was cut off
     assert (blocks != whole).mean() < 0.1
 
 
 def test_thumbnail_says_what_it_could_not_read(write_slide, damage, monkeypatch):
-    monkeypatch.setattr("medkd.slides.openslide_reader._SMALLEST_BLOCK_PX", 64)
+    monkeypatch.setattr("medkd.slides.regions._SMALLEST_BLOCK_PX", 64)
     path = write_slide("a.svs", np.full((512, 512, 3), 90, np.uint8))
     damage(path, [0])
     image, readable = open_openslide(path, TileConfig()).thumbnail(8.0)

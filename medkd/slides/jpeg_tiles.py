@@ -1,0 +1,216 @@
+"""The native tiles of a tiled JPEG pyramid: where their bytes lie, and decoding them with care.
+
+A tile is decoded at 1/1, 1/2, 1/4 or 1/8 of its size by the JPEG decoder itself, which then does
+that much less work. Every tile is checked; one that is not whole is :class:`RegionUnreadableError`,
+never another tile's pixels.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+import tifffile
+
+from medkd.slides.reader import RegionUnreadableError
+
+REDUCTIONS = (8, 4, 2, 1)
+"""What the decoder can divide a tile's sides by."""
+
+_START, _END = b"\xff\xd8", b"\xff\xd9"
+# Adobe's marker with transform 0: the three components are red, green and blue as they are.
+_RGB_MARKER = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
+
+# A directory that asks for more tiles than this is damaged: at 64 px a side it would be a slide
+# of 2 million px a side.
+_MOST_TILES = 2**30
+
+
+class NotNativeError(Exception):
+    """The file is no tiled JPEG pyramid that is read here; the message says why."""
+
+
+@dataclass(frozen=True)
+class JpegLevel:
+    """One level of the pyramid.
+
+    Attributes:
+        width_px, height_px: of the level.
+        tile_width_px, tile_height_px: of its native tiles; those at the edges reach beyond it.
+        offsets, counts: of each tile's bytes in the file, row by row; int64.
+        shared: tiles whose bytes overlap those of another tile; bool.
+        prefix: what the tiles' streams lack: the shared tables, and how their colours are meant.
+    """
+
+    width_px: int
+    height_px: int
+    tile_width_px: int
+    tile_height_px: int
+    offsets: np.ndarray
+    counts: np.ndarray
+    shared: np.ndarray
+    prefix: bytes
+
+    @property
+    def columns(self) -> int:
+        """Native tiles in a row."""
+        return -(-self.width_px // self.tile_width_px)
+
+    @property
+    def rows(self) -> int:
+        """Rows of native tiles."""
+        return -(-self.height_px // self.tile_height_px)
+
+    def allows(self, reduction: int) -> bool:
+        """Whether tiles of 1/``reduction`` still fit together without a seam."""
+        return self.tile_width_px % reduction == 0 and self.tile_height_px % reduction == 0
+
+
+def read_jpeg_levels(path: Path, level_sizes: Sequence[tuple[int, int]]) -> tuple[JpegLevel, ...]:
+    """Find the levels of a slide in its TIFF directories.
+
+    Args:
+        path: of the slide.
+        level_sizes: width and height of each level as OpenSlide sees them, level 0 first.
+
+    Raises:
+        NotNativeError: it is no TIFF, or some level is not JPEG in tiles.
+    """
+    with path.open("rb") as file:
+        if file.read(2) not in (b"II", b"MM"):
+            raise NotNativeError("it is no TIFF file")
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            pages = [page for page in tiff.pages if isinstance(page, tifffile.TiffPage)]
+            tiled = {(page.imagewidth, page.imagelength): page for page in pages if page.is_tiled}
+            if any(size not in tiled for size in level_sizes):
+                raise NotNativeError("its levels are not all tiled images of one TIFF file")
+            return tuple(_level(tiled[size]) for size in level_sizes)
+    except NotNativeError:
+        raise
+    except Exception as error:  # a damaged directory fails in many ways
+        kind = type(error).__name__
+        raise NotNativeError(f"its TIFF directory cannot be read ({kind})") from error
+
+
+def _level(page: tifffile.TiffPage) -> JpegLevel:
+    if page.compression != tifffile.COMPRESSION.JPEG:
+        name = getattr(page.compression, "name", str(page.compression))
+        raise NotNativeError(f"its tiles are compressed as {name}, not JPEG")
+    if (page.samplesperpixel, page.bitspersample, page.planarconfig) != (3, 8, 1):
+        raise NotNativeError("its pixels are not red, green and blue of 8 bits")
+    if page.photometric not in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR):
+        raise NotNativeError(
+            f"its colours are stored as {getattr(page.photometric, 'name', page.photometric)}"
+        )
+    columns = -(-page.imagewidth // page.tilewidth)
+    rows = -(-page.imagelength // page.tilelength)
+    offsets = np.array(page.dataoffsets, np.int64)
+    counts = np.array(page.databytecounts, np.int64)
+    if not 0 < columns * rows < _MOST_TILES or len(offsets) != columns * rows != len(counts):
+        raise NotNativeError("its table of tiles has another length than its size needs")
+    prefix = b""
+    if page.photometric == tifffile.PHOTOMETRIC.RGB:
+        prefix += _RGB_MARKER
+    tables = page.jpegtables
+    if tables:
+        prefix += tables.removeprefix(_START).removesuffix(_END)
+    return JpegLevel(
+        width_px=page.imagewidth,
+        height_px=page.imagelength,
+        tile_width_px=page.tilewidth,
+        tile_height_px=page.tilelength,
+        offsets=offsets,
+        counts=counts,
+        shared=_overlapping(offsets, counts),
+        prefix=prefix,
+    )
+
+
+def _overlapping(offsets: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Which tiles have the very bytes of another one; a range that ends elsewhere has no end
+    marker where it should, and is found when it is decoded."""
+    order = np.lexsort((counts, offsets))
+    same = (np.diff(offsets[order]) == 0) & (np.diff(counts[order]) == 0)
+    shared = np.zeros(len(offsets), bool)
+    shared[order[1:]] |= same
+    shared[order[:-1]] |= same
+    return shared & (counts > 0)
+
+
+def read_tile_bytes(descriptor: int, level: JpegLevel, row: int, column: int) -> bytes:
+    """The stored bytes of a native tile; empty where the scanner left it out.
+
+    Raises:
+        RegionUnreadableError: they cannot be had, or are those of another tile too.
+    """
+    index = row * level.columns + column
+    offset, count = int(level.offsets[index]), int(level.counts[index])
+    if count == 0:
+        return b""
+    where = f"native tile {column}, {row}"
+    if level.shared[index]:
+        raise RegionUnreadableError(f"{where} has the bytes of another tile")
+    if offset <= 0 or count < 0 or offset + count > os.fstat(descriptor).st_size:
+        raise RegionUnreadableError(f"{where} lies outside the file")
+    try:
+        data = os.pread(descriptor, count, offset)
+    except OSError as error:
+        raise RegionUnreadableError(f"{where}: {error.strerror}") from error
+    if len(data) != count:
+        raise RegionUnreadableError(f"{where} is cut short")
+    return data
+
+
+def decode_native_tile(level: JpegLevel, data: bytes, reduction: int) -> np.ndarray:
+    """Decode a native tile to 1/``reduction`` of its sides: uint8, height x width x 3, RGB.
+
+    Raises:
+        RegionUnreadableError: its stream is not one whole JPEG image of the tile's size.
+    """
+    if not data.startswith(_START):
+        raise RegionUnreadableError("a native tile does not begin as a JPEG image")
+    if not data.endswith(_END) and not data.rstrip(b"\0").endswith(_END):
+        raise RegionUnreadableError("a native tile does not end as a JPEG image")
+    height, width = level.tile_height_px, level.tile_width_px
+    # The decoder would set memory aside for whatever size a damaged header claims.
+    if _claimed_size(data) != (height, width):
+        raise RegionUnreadableError("a native tile claims another size")
+    stream = _START + level.prefix + data[2:] if level.prefix else data
+    try:
+        pixels = simplejpeg.decode_jpeg(
+            stream,
+            colorspace="RGB",
+            min_height=height // reduction,
+            min_width=width // reduction,
+            min_factor=reduction,
+        )
+    except ValueError as error:
+        raise RegionUnreadableError(f"a native tile cannot be decoded: {error}") from error
+    if pixels.shape != (height // reduction, width // reduction, 3):
+        raise RegionUnreadableError("a native tile has another size")
+    return pixels
+
+
+def _claimed_size(data: bytes) -> tuple[int, int] | None:
+    """Height and width of a JPEG's frame header, or None where there is none."""
+    position = 2
+    while position + 9 < len(data):
+        if data[position] != 0xFF:
+            return None
+        marker = data[position + 1]
+        if marker == 0xFF:  # padding before a marker
+            position += 1
+            continue
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack_from(">HH", data, position + 5)
+            return height, width
+        if marker == 0xDA:
+            return None
+        position += 2 + struct.unpack_from(">H", data, position + 2)[0]
+    return None

@@ -1,0 +1,73 @@
+"""Which reader a slide gets, and why."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import simplejpeg
+
+from medkd.config import TileConfig
+from medkd.errors import SlideError
+from medkd.slides.jpeg_reader import JpegReader
+from medkd.slides.jpeg_tiles import JpegLevel, NotNativeError, read_jpeg_levels
+from medkd.slides.openslide_reader import OpenSlideReader, open_openslide
+from medkd.slides.reader import SlideReader
+
+# Formats whose levels are whole tiled images of one TIFF file, nothing shifted or stitched.
+_NATIVE_VENDORS = ("aperio", "generic-tiff", "philips")
+
+
+def open_reader(
+    path: Path,
+    parameters: TileConfig,
+    *,
+    slide_id: str | None = None,
+    table_mpp: float | None = None,
+    override_mpp: float | None = None,
+) -> SlideReader:
+    """Open the slide at ``path`` with the reader that ``parameters.reader`` asks for.
+
+    OpenSlide opens every slide and says what it is. With ``auto`` a pyramid of JPEG tiles is then
+    read from these tiles, every other slide through OpenSlide; ``reader_reason`` says why. A reader
+    that was asked for by name is never exchanged for another.
+
+    Raises:
+        SlideError: as :func:`medkd.slides.openslide_reader.open_openslide`, or ``not_native_jpeg``.
+    """
+    reader = open_openslide(
+        path, parameters, slide_id=slide_id, table_mpp=table_mpp, override_mpp=override_mpp
+    )
+    if parameters.reader == "openslide":
+        reader.properties = replace(reader.properties, reader_reason="asked for")
+        return reader
+    try:
+        levels = _native_levels(reader)
+    except NotNativeError as error:
+        if parameters.reader == "jpeg":
+            reader.close()
+            raise SlideError(
+                "not_native_jpeg",
+                f"cannot be read from native JPEG tiles: {error}",
+                where=path,
+                remedy="Set tile.reader to auto or openslide.",
+            ) from error
+        reader.properties = replace(reader.properties, reader_reason=str(error))
+        return reader
+    except BaseException:
+        reader.close()
+        raise
+    reader.close()
+    properties = replace(
+        reader.properties,
+        reader=f"native JPEG, simplejpeg {simplejpeg.__version__}",
+        reader_reason="asked for" if parameters.reader == "jpeg" else "it is JPEG in tiles",
+    )
+    return JpegReader(properties, reader.warnings, levels)
+
+
+def _native_levels(reader: OpenSlideReader) -> tuple[JpegLevel, ...]:
+    vendor = reader.properties.vendor
+    if vendor not in _NATIVE_VENDORS:
+        raise NotNativeError(f"{vendor} slides are read through OpenSlide")
+    return read_jpeg_levels(reader.properties.path, reader.level_sizes)
