@@ -1,7 +1,8 @@
 """From a slide to its tiles: the one path that ``tile`` and ``infer`` share.
 
 Every candidate on the grid meets exactly one fate, and is counted. What the thumbnail shows to be
-background, pen or black is settled without reading it; the rest is read at the wanted resolution.
+background, pen, black or a fold is settled without reading it; the rest is read at the wanted
+resolution and judged by :func:`medkd.slides.judging.judge_tile`.
 """
 
 from __future__ import annotations
@@ -17,34 +18,22 @@ import numpy as np
 
 from medkd.config import TileConfig
 from medkd.errors import SlideError
-from medkd.slides.openslide_reader import open_openslide
-from medkd.slides.quality import (
-    COARSE_MPP,
-    area_mm2,
-    black_mask,
-    find_pen,
-    focus_score,
-    resample,
+from medkd.slides.folds import find_folds, typical_stain
+from medkd.slides.judging import (
+    BACKGROUND,
+    BLACK,
+    FOLD,
+    MAX_BLACK,
+    PEN,
+    REJECTIONS,
+    UNREADABLE,
+    USED,
+    judge_tile,
 )
+from medkd.slides.quality import COARSE_MPP, area_mm2, black_mask, find_pen
 from medkd.slides.reader import RegionUnreadableError, SlideProperties, SlideReader
+from medkd.slides.readers import open_reader
 from medkd.slides.tissue import find_tissue
-
-USED = "used"
-UNREADABLE = "unreadable"
-BACKGROUND = "background"
-PEN = "pen"
-BLACK = "black"
-OUT_OF_FOCUS = "out_of_focus"
-REJECTIONS = (BACKGROUND, PEN, BLACK, OUT_OF_FOCUS)
-"""Why a tile that could be had is not used."""
-
-# A tile of which this much is black (the scanner's void, an opaque fold) is refused.
-_MAX_BLACK = 0.5
-
-# A tile on which the thumbnail shows tissue and that is this bright throughout was not scanned
-# at full resolution, or was lost there.
-_LOST_ABOVE = 250
-
 
 @dataclass(frozen=True)
 class Tile:
@@ -117,6 +106,7 @@ class ScannedSlide:
         self.thumbnail_mpp = max(COARSE_MPP, self.properties.mpp)
         self.thumbnail, self._readable = reader.thumbnail(self.thumbnail_mpp)
         self.tissue_mask = find_tissue(self.thumbnail, self.thumbnail_mpp) & self._readable
+        self._stain = typical_stain(self.thumbnail, self.thumbnail_mpp, self.tissue_mask)
         self.tissue_area_mm2 = area_mm2(int(self.tissue_mask.sum()), self.thumbnail_mpp)
         self.warnings = reader.warnings + self._thumbnail_warnings()
 
@@ -150,10 +140,16 @@ class ScannedSlide:
         tissue = self._shares(self.tissue_mask)
         pen = self._shares(find_pen(self.thumbnail, self.thumbnail_mpp))
         black = self._shares(black_mask(self.thumbnail))
+        fold = self._shares(find_folds(self.thumbnail, self.thumbnail_mpp, self._stain))
         unknown = self._shares(~self._readable) > 0
         fates = np.select(
-            [unknown, black > _MAX_BLACK, pen > self.parameters.max_pen],
-            ["", BLACK, PEN],
+            [
+                unknown,
+                black > MAX_BLACK,
+                pen > self.parameters.max_pen,
+                fold > self.parameters.max_fold,
+            ],
+            ["", BLACK, PEN, FOLD],
             np.where(tissue < self.parameters.min_tissue, BACKGROUND, ""),
         )
         tissue[unknown] = math.nan
@@ -179,27 +175,8 @@ class ScannedSlide:
             )
         except RegionUnreadableError:
             return Tile(x, y, UNREADABLE, tissue_fraction, math.nan)
-        coarse = resample(pixels, parameters.mpp, COARSE_MPP)
-        fate, focus = USED, math.nan
-        if math.isnan(tissue_fraction):
-            tissue_fraction, fate = self._judged_alone(coarse)
-        elif tissue_fraction > 0 and pixels.min() >= _LOST_ABOVE:
-            fate = UNREADABLE
-        if fate == USED and black_mask(coarse).mean() > _MAX_BLACK:
-            fate = BLACK
-        if fate == USED:
-            focus = focus_score(pixels, parameters.mpp)
-            fate = USED if focus >= parameters.min_focus else OUT_OF_FOCUS
-        return Tile(x, y, fate, tissue_fraction, focus, pixels if fate == USED else None)
-
-    def _judged_alone(self, coarse: np.ndarray) -> tuple[float, str]:
-        """Tissue share and fate of a tile by its own pixels, where the thumbnail has none."""
-        mpp = max(self.parameters.mpp, COARSE_MPP)
-        # One tile may be less than the smallest tissue that is believed of a whole slide.
-        fraction = float(find_tissue(coarse, mpp, smallest_mm2=0).mean())
-        if find_pen(coarse, mpp).mean() > self.parameters.max_pen:
-            return fraction, PEN
-        return fraction, USED if fraction >= self.parameters.min_tissue else BACKGROUND
+        judged = judge_tile(pixels, parameters, tissue_fraction=tissue_fraction, stain=self._stain)
+        return Tile(x, y, *judged, pixels if judged.fate == USED else None)
 
     def _shares(self, mask: np.ndarray) -> np.ndarray:
         """The share of each candidate that ``mask`` covers: float, rows x columns.
@@ -273,7 +250,7 @@ def open_slide_for_tiling(
         SlideError: it cannot be opened, its resolution is unknown, not believed or too coarse,
             or it is smaller than one tile.
     """
-    reader = open_openslide(
+    reader = open_reader(
         path, parameters, slide_id=slide_id, table_mpp=table_mpp, override_mpp=override_mpp
     )
     try:
