@@ -62,6 +62,15 @@ class TileConfig(Strict):
         "below 0.05. 0 keeps blurred tiles.",
     )
     max_pen: Fraction = Field(0.1, description="Largest share of a tile that may be pen ink.")
+    max_fold: Fraction = Field(
+        0.2, description="Largest share of a tile that may be folded tissue; 1 keeps folds."
+    )
+    max_white: Fraction = Field(
+        0.9,
+        description="Largest share of a tile that may be white in its own pixels, whatever the "
+        "thumbnail shows there. Blank tiles are above 0.97, fat is about 0.75, other tissue below "
+        "0.3.",
+    )
     max_unreadable: Fraction = Field(
         0.1,
         description="A slide fails if more than this share of the tiles that had to be read "

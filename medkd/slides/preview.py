@@ -9,16 +9,17 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from medkd.slides.tiling import (
+from medkd.slides.judging import (
     BACKGROUND,
     BLACK,
+    FOLD,
     OUT_OF_FOCUS,
     PEN,
     UNREADABLE,
     USED,
-    ScannedSlide,
-    Tile,
+    WHITE,
 )
+from medkd.slides.tiling import ScannedSlide, Tile
 
 COLOURS = {
     USED: (0, 114, 178),
@@ -26,6 +27,8 @@ COLOURS = {
     OUT_OF_FOCUS: (204, 121, 167),
     PEN: (230, 159, 0),
     BLACK: (90, 90, 90),
+    FOLD: (240, 228, 66),
+    WHITE: (86, 180, 233),
 }
 """RGB of each fate that is drawn, from a palette that the colour-blind can tell apart."""
 OUTLINE = (0, 158, 115)

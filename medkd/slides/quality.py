@@ -1,4 +1,7 @@
-"""What makes a tile unfit: pen ink, blackness, blur. Each is measured at one physical scale."""
+"""What makes a tile unfit: pen ink, blackness, emptiness, blur.
+
+Each is measured at one physical scale. Folds have a module of their own.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,9 @@ BRIGHT_SHARE = 0.01
 _BLACK_BELOW = 40
 _DARK_FIELD_SHARE = 0.5
 
+_WHITE_ABOVE = 200
+_WHITE_COLOUR = 0.02  # optical density, most less least; the palest tissue shows 0.03
+
 _LEAST_CONTRAST = 8.0
 
 _SMALLEST_STROKE_MM2 = 0.005  # a dot of a fine pen; stained debris is smaller
@@ -47,6 +53,13 @@ def resample(pixels: np.ndarray, mpp: float, to_mpp: float) -> np.ndarray:
 def black_mask(coarse: np.ndarray) -> np.ndarray:
     """Where an image at :data:`COARSE_MPP` is nearly black: bool, H x W."""
     return coarse.max(axis=-1) < _BLACK_BELOW
+
+
+def white_mask(coarse: np.ndarray) -> np.ndarray:
+    """Where an image at :data:`COARSE_MPP` is bright and colourless: bool, H x W."""
+    brightest, darkest = coarse.max(axis=-1), coarse.min(axis=-1)
+    colour = np.log10(brightest / np.maximum(darkest, 1).astype(np.float32))
+    return (darkest > _WHITE_ABOVE) & (colour < _WHITE_COLOUR)
 
 
 def is_dark_field(image: np.ndarray) -> bool:

@@ -15,9 +15,9 @@ import jinja2
 import medkd
 from medkd.config import TileConfig
 from medkd.files import write_text
+from medkd.slides.judging import REJECTIONS
 from medkd.slides.preview import COLOURS, OUTLINE
 from medkd.slides.tile_slide import SlideOutcome
-from medkd.slides.tiling import REJECTIONS
 
 COLUMNS = (
     "slide_id",

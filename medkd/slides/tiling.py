@@ -35,6 +35,7 @@ from medkd.slides.reader import RegionUnreadableError, SlideProperties, SlideRea
 from medkd.slides.readers import open_reader
 from medkd.slides.tissue import find_tissue
 
+
 @dataclass(frozen=True)
 class Tile:
     """One candidate of the grid.

@@ -47,7 +47,7 @@ def find_tissue(
     """
     if is_dark_field(image):
         return np.zeros(image.shape[:2], bool)
-    density = _optical_density(image)
+    density = optical_density(image)
     colour = density.max(axis=-1) - density.min(axis=-1)
     sigma = _SMOOTH_UM / mpp / 2
     colour = ndimage.gaussian_filter(colour, sigma)
@@ -60,7 +60,7 @@ def find_tissue(
     return without_small_objects(mask, smallest_mm2, mpp)
 
 
-def _optical_density(image: np.ndarray) -> np.ndarray:
+def optical_density(image: np.ndarray) -> np.ndarray:
     """Absorption relative to the slide's own glass, float32, height x width x 3."""
     glass = np.full(3, 245, np.float32)
     bright = image[image.min(axis=-1) > BRIGHT]

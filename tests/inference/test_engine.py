@@ -7,6 +7,7 @@ from scipy.stats import binom
 from medkd.errors import ModelPackageError, SlideError
 from medkd.inference.engine import Students, infer_slide
 from medkd.inference.package import load_package
+from medkd.slides.judging import REJECTIONS
 from medkd.slides.store import decode_tile, encode_tile
 
 # JPEG moves a flat colour by at most two of 255 levels.
@@ -92,7 +93,7 @@ def test_every_tile_has_its_place_and_score(flat):
 
 def test_counts_and_area(flat):
     assert (flat.counts.candidate, flat.counts.used, flat.counts.unreadable) == (80, 20, 0)
-    assert flat.counts.rejected == {"background": 60, "pen": 0, "black": 0, "out_of_focus": 0}
+    assert flat.counts.rejected == dict.fromkeys(REJECTIONS, 0) | {"background": 60}
     # The edge lies within one pixel of the thumbnail, 8 um.
     assert 0.320 * 0.256 <= flat.tissue_area_mm2 <= 0.336 * 0.272
     assert flat.tile_extent_px == 64

@@ -17,6 +17,7 @@ from medkd.datasets.tables import SlideRow
 from medkd.errors import OutputError
 from medkd.slides import tile_slide as one_slide
 from medkd.slides import tile_stage
+from medkd.slides.judging import REJECTIONS
 from medkd.slides.store import TileStore, read_index
 from medkd.slides.tile_slide import tile_slide
 from medkd.slides.tile_stage import run_tile_stage
@@ -85,7 +86,7 @@ def test_a_cohort_with_every_kind_of_slide(slides, write_slide, glass, tmp_path)
     assert (rows["blank"]["background"], rows["blank"]["synthetic"]) == ("16", "True")
     for line in rows.values():
         if line["candidate"]:
-            fates = ("used", "unreadable", "background", "pen", "black", "out_of_focus")
+            fates = ("used", "unreadable", *REJECTIONS)
             assert int(line["candidate"]) == sum(int(line[fate]) for fate in fates)
 
     index = read_index(folder)

@@ -9,7 +9,8 @@ from scipy import ndimage
 
 from medkd.config import TileConfig
 from medkd.errors import SlideError
-from medkd.slides.tiling import REJECTIONS, TileCounts, open_slide_for_tiling
+from medkd.slides.judging import REJECTIONS
+from medkd.slides.tiling import TileCounts, open_slide_for_tiling
 
 # 64 px of 0.5 um: a tile is 32 um, four thumbnail pixels.
 SMALL = TileConfig(size_px=64, mpp=0.5)
@@ -234,7 +235,7 @@ def test_slightly_coarser_slides_are_upsampled(write_slide, tissue):
 def test_counts():
     counts = TileCounts.of(["used", "pen", "used", "unreadable", "background"])
     assert (counts.candidate, counts.used, counts.unreadable) == (5, 2, 1)
-    assert counts.rejected == {"background": 1, "pen": 1, "black": 0, "out_of_focus": 0}
+    assert counts.rejected == dict.fromkeys(REJECTIONS, 0) | {"background": 1, "pen": 1}
 
 
 def test_focus_is_nan_where_it_was_not_measured(write_slide, glass):
