@@ -7,10 +7,14 @@ once while a sweep passes it.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -22,7 +26,7 @@ from medkd.slides.jpeg_tiles import (
     read_tile_bytes,
 )
 from medkd.slides.reader import RegionUnreadableError, SlideProperties
-from medkd.slides.regions import check_bounds, finest_needed, read_thumbnail
+from medkd.slides.regions import check_bounds, finest_needed, read_in_turn, read_thumbnail
 
 # A slide of 0.2527 um/px is halved to 0.5053 for tiles of 0.5, and enlarged by 1 per cent: that
 # loses nothing to the eye and saves three quarters of the pixels.
@@ -32,6 +36,15 @@ _REDUCTION_TOLERANCE = 1.03
 _NEGLIGIBLE_PX = 0.02
 
 _WHITE = 255
+
+# Tiles that threads are ahead of the sweep: enough to keep them busy, some megabytes of pixels.
+_LOOK_AHEAD_TILES = 32
+
+# Level, reduction, row and column of a native tile.
+_Key: TypeAlias = tuple[int, int, int, int]
+# Its pixels, nothing where the scanner left it out, or why it cannot be had.
+_NativeTile: TypeAlias = np.ndarray | RegionUnreadableError | None
+_Entry: TypeAlias = _NativeTile | Future[_NativeTile]
 
 
 class JpegReader:
@@ -68,22 +81,35 @@ class JpegReader:
 
         See the protocol for arguments and errors.
         """
-        scale = mpp / self.properties.mpp
-        check_bounds(self.properties, x, y, width_px * scale, height_px * scale)
-        number, reduction = self._level_for(scale)
-        level = self._levels[number]
-        step = self.properties.level_downsamples[number] * reduction
-        columns = _span(x / step, width_px * scale / step, width_px, level.width_px // reduction)
-        rows = _span(y / step, height_px * scale / step, height_px, level.height_px // reduction)
-        pixels = self._assemble(number, reduction, rows, columns)
-        if columns.is_exact and rows.is_exact:
-            return pixels
-        box = (columns.start, rows.start, columns.end, rows.end)
-        # The same filter as of the OpenSlide reader: an area average with soft edges.
-        resized = Image.fromarray(pixels).resize(
-            (width_px, height_px), Image.Resampling.HAMMING, box=box
-        )
-        return np.array(resized)
+        plan = self._plan(x, y, width_px, height_px, mpp)
+        return _resampled(plan, {key: self._entry(key) for key in plan.keys})
+
+    def read_tiles(
+        self, places: Iterable[tuple[float, float]], size_px: int, mpp: float, *, threads: int = 1
+    ) -> Iterator[np.ndarray | RegionUnreadableError]:
+        """Read tiles along a sweep, with more than one thread ahead of it; see the protocol."""
+        if threads == 1:
+            yield from read_in_turn(self, places, size_px, mpp)
+            return
+        with contextlib.suppress(OSError):  # each tile tells it
+            self._open()
+        pool = ThreadPoolExecutor(threads)
+        ahead: deque[Future[np.ndarray | RegionUnreadableError]] = deque()
+        try:
+            for x, y in places:
+                plan = self._plan(x, y, size_px, size_px, mpp)
+                # A tile waits for native tiles that were handed out before it: never for ever.
+                entries = {key: self._entry(key, pool) for key in plan.keys}
+                ahead.append(pool.submit(_resampled_or_error, plan, entries))
+                if len(ahead) == _LOOK_AHEAD_TILES:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            if ahead:
+                # The sweep was left early, and some of what is cached will never be decoded.
+                self._cache.clear()
 
     def thumbnail(self, mpp: float) -> tuple[np.ndarray, np.ndarray]:
         """Read the whole slide in blocks of bounded size; see the protocol."""
@@ -108,55 +134,121 @@ class JpegReader:
             (r for r in REDUCTIONS if r <= min(wanted, smallest) and level.allows(r)), 1
         )
 
-    def _assemble(self, number: int, reduction: int, rows: _Span, columns: _Span) -> np.ndarray:
+    def _plan(self, x: float, y: float, width_px: int, height_px: int, mpp: float) -> _Plan:
+        scale = mpp / self.properties.mpp
+        check_bounds(self.properties, x, y, width_px * scale, height_px * scale)
+        number, reduction = self._level_for(scale)
         level = self._levels[number]
-        height, width = level.tile_height_px // reduction, level.tile_width_px // reduction
-        assembled = np.empty((rows.last - rows.first, columns.last - columns.first, 3), np.uint8)
-        for row in range(rows.first // height, (rows.last - 1) // height + 1):
-            top, bottom = max(row * height, rows.first), min((row + 1) * height, rows.last)
-            for column in range(columns.first // width, (columns.last - 1) // width + 1):
-                left = max(column * width, columns.first)
-                right = min((column + 1) * width, columns.last)
-                tile = self._native_tile(number, reduction, row, column)
-                assembled[
-                    top - rows.first : bottom - rows.first,
-                    left - columns.first : right - columns.first,
-                ] = (
-                    _WHITE  # the scanner left it out
-                    if tile is None
-                    else tile[
-                        top - row * height : bottom - row * height,
-                        left - column * width : right - column * width,
-                    ]
-                )
-        return assembled
+        step = self.properties.level_downsamples[number] * reduction
+        return _Plan(
+            number=number,
+            reduction=reduction,
+            tile_width_px=level.tile_width_px // reduction,
+            tile_height_px=level.tile_height_px // reduction,
+            columns=_span(x / step, width_px * scale / step, width_px, level.width_px // reduction),
+            rows=_span(y / step, height_px * scale / step, height_px, level.height_px // reduction),
+            width_px=width_px,
+            height_px=height_px,
+        )
 
-    def _native_tile(self, number: int, reduction: int, row: int, column: int) -> np.ndarray | None:
-        key = (number, reduction, row, column)
+    def _entry(self, key: _Key, pool: ThreadPoolExecutor | None = None) -> _Entry:
+        """A native tile from the cache, or decoded: now, or soon by ``pool``."""
         found = self._cache.get(key)
-        if found is None:
-            found = self._decode(*key)
-            self._cache.put(key, found)
-        if isinstance(found, RegionUnreadableError):
-            raise found
-        return found if found.size else None
+        if found is not None:
+            return found[0]
+        entry: _Entry = self._decode(key) if pool is None else pool.submit(self._decode, key)
+        level, reduction = self._levels[key[0]], key[1]
+        self._cache.put(key, entry, 3 * level.tile_width_px * level.tile_height_px // reduction**2)
+        return entry
 
-    def _decode(
-        self, number: int, reduction: int, row: int, column: int
-    ) -> np.ndarray | RegionUnreadableError:
-        """A native tile, without pixels where the scanner left it out, or why there is none."""
+    def _decode(self, key: _Key) -> _NativeTile:
+        number, reduction, row, column = key
         level = self._levels[number]
         try:
-            if self._descriptor is None:
-                self._descriptor = os.open(self.properties.path, os.O_RDONLY)
-            data = read_tile_bytes(self._descriptor, level, row, column)
-            if not data:
-                return np.empty((0, 0, 3), np.uint8)
-            return decode_native_tile(level, data, reduction)
+            data = read_tile_bytes(self._open(), level, row, column)
+            return decode_native_tile(level, data, reduction) if data else None
         except RegionUnreadableError as error:
             return error
         except OSError as error:
             return RegionUnreadableError(str(error))
+
+    def _open(self) -> int:
+        # Opened at the first read, so in the process that reads.
+        if self._descriptor is None:
+            self._descriptor = os.open(self.properties.path, os.O_RDONLY)
+        return self._descriptor
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A region in native tiles of one level, decoded at 1/``reduction``.
+
+    ``tile_width_px`` and ``tile_height_px`` are of a native tile as decoded, ``width_px`` and
+    ``height_px`` of the region that is wanted.
+    """
+
+    number: int
+    reduction: int
+    tile_width_px: int
+    tile_height_px: int
+    columns: _Span
+    rows: _Span
+    width_px: int
+    height_px: int
+
+    @property
+    def keys(self) -> Iterator[_Key]:
+        """Of the native tiles that it lies on."""
+        columns = self.columns.tiles(self.tile_width_px)
+        for row in self.rows.tiles(self.tile_height_px):
+            for column in columns:
+                yield self.number, self.reduction, row, column
+
+
+def _resampled(plan: _Plan, entries: Mapping[_Key, _Entry]) -> np.ndarray:
+    """The region that is wanted: uint8, height_px x width_px x 3.
+
+    Raises:
+        RegionUnreadableError: one of its native tiles cannot be had.
+    """
+    pixels = _assembled(plan, entries)
+    columns, rows = plan.columns, plan.rows
+    if columns.is_exact and rows.is_exact:
+        return pixels
+    # The same filter as of the OpenSlide reader: an area average with soft edges.
+    resized = Image.fromarray(pixels).resize(
+        (plan.width_px, plan.height_px),
+        Image.Resampling.HAMMING,
+        box=(columns.start, rows.start, columns.end, rows.end),
+    )
+    return np.array(resized)
+
+
+def _resampled_or_error(
+    plan: _Plan, entries: Mapping[_Key, _Entry]
+) -> np.ndarray | RegionUnreadableError:
+    try:
+        return _resampled(plan, entries)
+    except RegionUnreadableError as error:
+        return error
+
+
+def _assembled(plan: _Plan, entries: Mapping[_Key, _Entry]) -> np.ndarray:
+    rows, columns = plan.rows, plan.columns
+    height, width = plan.tile_height_px, plan.tile_width_px
+    assembled = np.empty((rows.last - rows.first, columns.last - columns.first, 3), np.uint8)
+    for (_, _, row, column), entry in entries.items():
+        tile = entry.result() if isinstance(entry, Future) else entry
+        if isinstance(tile, RegionUnreadableError):
+            raise tile
+        y, x = row * height, column * width
+        top, bottom = max(y, rows.first), min(y + height, rows.last)
+        left, right = max(x, columns.first), min(x + width, columns.last)
+        here = assembled[
+            top - rows.first : bottom - rows.first, left - columns.first : right - columns.first
+        ]
+        here[:] = _WHITE if tile is None else tile[top - y : bottom - y, left - x : right - x]
+    return assembled
 
 
 @dataclass(frozen=True)
@@ -174,6 +266,10 @@ class _Span:
     start: float
     end: float
     is_exact: bool
+
+    def tiles(self, tile_px: int) -> range:
+        """Numbers of the native tiles, ``tile_px`` long, that it touches."""
+        return range(self.first // tile_px, (self.last - 1) // tile_px + 1)
 
 
 def _span(start: float, length: float, wanted_px: int, limit: int) -> _Span:
@@ -196,33 +292,29 @@ def _span(start: float, length: float, wanted_px: int, limit: int) -> _Span:
 
 
 class _TileCache:
-    """Decoded native tiles, the most recently used ones; unreadable ones as their error."""
+    """Native tiles, the most recently used ones, decoded or about to be."""
 
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes = most_bytes
         self._bytes = 0
-        self._tiles: OrderedDict[tuple[int, ...], np.ndarray | RegionUnreadableError] = (
-            OrderedDict()
-        )
+        self._entries: OrderedDict[_Key, tuple[_Entry, int]] = OrderedDict()
 
-    def get(self, key: tuple[int, ...]) -> np.ndarray | RegionUnreadableError | None:
-        found = self._tiles.get(key)
-        if found is not None:
-            self._tiles.move_to_end(key)
-        return found
+    def get(self, key: _Key) -> tuple[_Entry] | None:
+        """The entry, in a tuple because it may itself be None; None where there is none."""
+        found = self._entries.get(key)
+        if found is None:
+            return None
+        self._entries.move_to_end(key)
+        return (found[0],)
 
-    def put(self, key: tuple[int, ...], tile: np.ndarray | RegionUnreadableError) -> None:
-        self._tiles[key] = tile
-        self._bytes += _size_bytes(tile)
-        while self._bytes > self._most_bytes and len(self._tiles) > 1:
-            _, oldest = self._tiles.popitem(last=False)
-            self._bytes -= _size_bytes(oldest)
+    def put(self, key: _Key, entry: _Entry, size_bytes: int) -> None:
+        """Keep an entry, and let go of the oldest while there are too many bytes."""
+        self._entries[key] = entry, size_bytes
+        self._bytes += size_bytes
+        while self._bytes > self._most_bytes and len(self._entries) > 1:
+            self._bytes -= self._entries.popitem(last=False)[1][1]
 
     def clear(self) -> None:
-        self._tiles.clear()
+        """Let go of all."""
+        self._entries.clear()
         self._bytes = 0
-
-
-def _size_bytes(tile: np.ndarray | RegionUnreadableError) -> int:
-    # What Python needs to keep an entry counts too, or empty tiles would pile up.
-    return 500 + (tile.nbytes if isinstance(tile, np.ndarray) else 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from medkd.config import TileConfig
 from medkd.errors import SlideError
 from medkd.slides.reader import RegionUnreadableError, SlideProperties
-from medkd.slides.regions import check_bounds, finest_needed, read_thumbnail
+from medkd.slides.regions import check_bounds, finest_needed, read_in_turn, read_thumbnail
 from medkd.slides.resolution import MppMetadata, Resolution, believed_resolution
 
 _FINGERPRINT_BLOCKS = 16
@@ -68,6 +69,17 @@ class OpenSlideReader:
         box = (offset[0], offset[1], min(end[0], size[0]), min(end[1], size[1]))
         resized = image.resize((width_px, height_px), Image.Resampling.HAMMING, box=box)
         return np.array(resized)
+
+    def read_tiles(
+        self,
+        places: Iterable[tuple[float, float]],
+        size_px: int,
+        mpp: float,
+        *,
+        threads: int = 1,  # noqa: ARG002  # OpenSlide's own cache is not faster with more
+    ) -> Iterator[np.ndarray | RegionUnreadableError]:
+        """Read tiles one after the other; see the protocol."""
+        return read_in_turn(self, places, size_px, mpp)
 
     def thumbnail(self, mpp: float) -> tuple[np.ndarray, np.ndarray]:
         """Read the whole slide in blocks of bounded size; see the protocol."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -74,6 +75,25 @@ class SlideReader(Protocol):
         Raises:
             RegionUnreadableError: some of its pixels cannot be decoded.
             ValueError: it reaches beyond the bounds of level 0.
+        """
+
+    def read_tiles(
+        self, places: Iterable[tuple[float, float]], size_px: int, mpp: float, *, threads: int = 1
+    ) -> Iterator[np.ndarray | RegionUnreadableError]:
+        """Read tiles along a sweep; row by row is fastest.
+
+        Args:
+            places: their top left corners, level-0 pixels.
+            size_px: side of a tile, pixels of ``mpp``.
+            mpp: wanted micrometres per pixel.
+            threads: a reader that can, decodes with so many.
+
+        Yields:
+            For each place what :meth:`read_region` returns, or the error that it raises where the
+            tile cannot be read.
+
+        Raises:
+            ValueError: a tile reaches beyond the bounds of level 0.
         """
 
     def thumbnail(self, mpp: float) -> tuple[np.ndarray, np.ndarray]:

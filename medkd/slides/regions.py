@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -48,6 +49,17 @@ def finest_needed(level_downsamples: tuple[float, ...], scale: float) -> int:
         if downsample <= scale * _LEVEL_TOLERANCE
     ]
     return max(fine_enough, default=(1.0, 0))[1]
+
+
+def read_in_turn(
+    reader: SlideReader, places: Iterable[tuple[float, float]], size_px: int, mpp: float
+) -> Iterator[np.ndarray | RegionUnreadableError]:
+    """One tile after the other; see :meth:`medkd.slides.reader.SlideReader.read_tiles`."""
+    for x, y in places:
+        try:
+            yield reader.read_region(x, y, size_px, size_px, mpp)
+        except RegionUnreadableError as error:
+            yield error
 
 
 def read_thumbnail(

@@ -22,6 +22,7 @@ from medkd.slides.synthetic.tissue import lay_out_tissue
 Label = Literal["MSI", "MSS"]
 SiteName = Literal["A", "B"]
 Artefact = Literal["pen", "fold", "out_of_focus", "pale"]
+Chroma = Literal["444", "422", "420"]
 ARTEFACTS: tuple[Artefact, ...] = get_args(Artefact)
 
 # Severity in [0, 1] of the MSI-like pattern. The classes overlap: an ideal reader of the severity
@@ -72,6 +73,8 @@ class SlideSpec:
             label and the seed where None.
         artefacts: what went wrong on this slide.
         with_label_and_macro: add the associated images that scanners add.
+        chroma: how JPEG keeps colour: ``444`` in full, ``422`` at half the width, ``420`` at half
+            the width and height, as most scanners do.
     """
 
     label: Label
@@ -83,12 +86,15 @@ class SlideSpec:
     severity: float | None = None
     artefacts: frozenset[Artefact] = frozenset()
     with_label_and_macro: bool = False
+    chroma: Chroma = "444"
 
     def __post_init__(self) -> None:
         if self.label not in _SEVERITY_MEAN:
             raise ValueError(f"label must be MSI or MSS, not {self.label!r}")
         if self.site not in SITES:
             raise ValueError(f"site must be one of {sorted(SITES)}, not {self.site!r}")
+        if self.chroma not in get_args(Chroma):
+            raise ValueError(f"chroma must be one of {get_args(Chroma)}, not {self.chroma!r}")
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, as {self.seed} is")
         if not 0.2 <= self.mpp <= 1:

@@ -27,6 +27,7 @@ from medkd.slides.synthetic.drawing import (
     ARTEFACTS,
     SITES,
     Artefact,
+    Chroma,
     Label,
     SlideSpec,
     draw_slide,
@@ -36,6 +37,7 @@ from medkd.slides.synthetic.drawing import (
 # Part of every slide's digest: raise it when the same specification comes to give another picture.
 _DRAWING_VERSION = 4
 _TILE_PX = 256
+_SUBSAMPLING: dict[Chroma, tuple[int, int]] = {"444": (1, 1), "422": (2, 1), "420": (2, 2)}
 _SHARE_OF_PATIENTS_WITH_TWO_SLIDES = 0.25
 _SHARE_OF_SLIDES_WITH_AN_ARTEFACT = 0.2
 
@@ -115,12 +117,12 @@ def _write_level(
     tiff: tifffile.TiffWriter, image: np.ndarray, spec: SlideSpec, description: str
 ) -> None:
     tiff.write(
-        _tiles(image, SITES[spec.site].jpeg_quality),
+        _tiles(image, SITES[spec.site].jpeg_quality, spec.chroma),
         shape=image.shape,
         dtype=image.dtype,
         tile=(_TILE_PX, _TILE_PX),
         photometric="ycbcr",
-        subsampling=(1, 1),
+        subsampling=_SUBSAMPLING[spec.chroma],
         compression="jpeg",
         description=description,
         metadata=None,
@@ -128,7 +130,7 @@ def _write_level(
     )
 
 
-def _tiles(image: np.ndarray, quality: int) -> Iterator[bytes]:
+def _tiles(image: np.ndarray, quality: int, chroma: Chroma) -> Iterator[bytes]:
     height, width = image.shape[:2]
     for top in range(0, height, _TILE_PX):
         for left in range(0, width, _TILE_PX):
@@ -136,12 +138,12 @@ def _tiles(image: np.ndarray, quality: int) -> Iterator[bytes]:
             missing = (_TILE_PX - tile.shape[0], _TILE_PX - tile.shape[1])
             if any(missing):
                 tile = np.pad(tile, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="edge")
-            yield _jpeg(tile, quality)
+            yield _jpeg(tile, quality, chroma)
 
 
-def _jpeg(image: np.ndarray, quality: int) -> bytes:
+def _jpeg(image: np.ndarray, quality: int, chroma: Chroma = "444") -> bytes:
     return simplejpeg.encode_jpeg(
-        np.ascontiguousarray(image), quality=quality, colorspace="RGB", colorsubsampling="444"
+        np.ascontiguousarray(image), quality=quality, colorspace="RGB", colorsubsampling=chroma
     )
 
 
