@@ -7,6 +7,7 @@ never another tile's pixels.
 
 from __future__ import annotations
 
+import logging
 import os
 import struct
 from collections.abc import Sequence
@@ -31,8 +32,16 @@ _RGB_MARKER = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
 _MOST_TILES = 2**30
 
 
+# What it says of damaged directories, it says in exceptions too.
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+
+
 class NotNativeError(Exception):
     """The file is no tiled JPEG pyramid that is read here; the message says why."""
+
+
+class DamagedPyramidError(Exception):
+    """The table of tiles contradicts the level's size: no one can tell which tile lies where."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,7 @@ def read_jpeg_levels(path: Path, level_sizes: Sequence[tuple[int, int]]) -> tupl
 
     Raises:
         NotNativeError: it is no TIFF, or some level is not JPEG in tiles.
+        DamagedPyramidError: a level's table of tiles is not one.
     """
     with path.open("rb") as file:
         if file.read(2) not in (b"II", b"MM"):
@@ -91,7 +101,7 @@ def read_jpeg_levels(path: Path, level_sizes: Sequence[tuple[int, int]]) -> tupl
             if any(size not in tiled for size in level_sizes):
                 raise NotNativeError("its levels are not all tiled images of one TIFF file")
             return tuple(_level(tiled[size]) for size in level_sizes)
-    except NotNativeError:
+    except (NotNativeError, DamagedPyramidError):
         raise
     except Exception as error:  # a damaged directory fails in many ways
         kind = type(error).__name__
@@ -113,7 +123,10 @@ def _level(page: tifffile.TiffPage) -> JpegLevel:
     offsets = np.array(page.dataoffsets, np.int64)
     counts = np.array(page.databytecounts, np.int64)
     if not 0 < columns * rows < _MOST_TILES or len(offsets) != columns * rows != len(counts):
-        raise NotNativeError("its table of tiles has another length than its size needs")
+        raise DamagedPyramidError(
+            f"it is {page.imagewidth} x {page.imagelength} px in tiles of {page.tilewidth} x "
+            f"{page.tilelength} px and lists {len(offsets)} tiles, not {columns * rows}"
+        )
     prefix = b""
     if page.photometric == tifffile.PHOTOMETRIC.RGB:
         prefix += _RGB_MARKER

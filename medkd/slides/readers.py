@@ -10,7 +10,12 @@ import simplejpeg
 from medkd.config import TileConfig
 from medkd.errors import SlideError
 from medkd.slides.jpeg_reader import JpegReader
-from medkd.slides.jpeg_tiles import JpegLevel, NotNativeError, read_jpeg_levels
+from medkd.slides.jpeg_tiles import (
+    DamagedPyramidError,
+    JpegLevel,
+    NotNativeError,
+    read_jpeg_levels,
+)
 from medkd.slides.openslide_reader import OpenSlideReader, open_openslide
 from medkd.slides.reader import SlideReader
 
@@ -33,7 +38,8 @@ def open_reader(
     that was asked for by name is never exchanged for another.
 
     Raises:
-        SlideError: as :func:`medkd.slides.openslide_reader.open_openslide`, or ``not_native_jpeg``.
+        SlideError: as :func:`medkd.slides.openslide_reader.open_openslide`, or ``not_native_jpeg``,
+            or ``damaged_pyramid``.
     """
     reader = open_openslide(
         path, parameters, slide_id=slide_id, table_mpp=table_mpp, override_mpp=override_mpp
@@ -54,6 +60,14 @@ def open_reader(
             ) from error
         reader.properties = replace(reader.properties, reader_reason=str(error))
         return reader
+    except DamagedPyramidError as error:
+        reader.close()
+        raise SlideError(
+            "damaged_pyramid",
+            f"is damaged: {error}",
+            where=path,
+            remedy="Copy or export the slide again.",
+        ) from error
     except BaseException:
         reader.close()
         raise

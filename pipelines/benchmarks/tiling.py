@@ -116,7 +116,8 @@ def stage_against_openslide(path: Path, rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(rounds):
             for reader, values in rates.items():
-                parameters = TileConfig(reader=reader, mpp=WANTED_MPP, size_px=SIDE_PX)
+                wanted = {"reader": reader, "mpp": WANTED_MPP, "size_px": SIDE_PX}
+                parameters = TileConfig.model_validate(wanted)
                 task = SlideTask(reader, "patient", path, None, parameters, Path(folder))
                 began = time.perf_counter()
                 outcome = tile_slide(task)
