@@ -21,6 +21,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 # YAML gives lists and strings; the strict base would refuse both for tuples and paths.
 FilePath = Annotated[Path, Field(strict=False)]
+ClassNames = Annotated[tuple[str, ...], Field(strict=False)]
 
 
 class DataConfig(Strict):
@@ -71,6 +72,17 @@ class TileConfig(Strict):
         "thumbnail shows there. Blank tiles are above 0.97, fat is about 0.75, other tissue below "
         "0.3.",
     )
+    annotations: FilePath | None = Field(
+        None,
+        description="Folder with <slide_id>.geojson (QuPath), areas in level-0 pixels; null: none. "
+        "infer looks at no annotations.",
+    )
+    annotations_include: ClassNames = Field(
+        (), description="Classes of areas that tiles must lie in; none: everywhere."
+    )
+    annotations_exclude: ClassNames = Field(
+        (), description="Classes of areas that tiles must not lie in."
+    )
     max_unreadable: Fraction = Field(
         0.1,
         description="A slide fails if more than this share of the tiles that had to be read "
@@ -95,9 +107,31 @@ class TileConfig(Strict):
     )
     workers: Positive = Field(2, description="Slides read at the same time, a process each.")
 
+    @model_validator(mode="after")
+    def _annotations_have_a_use(self) -> TileConfig:
+        if self.annotations and not (self.annotations_include or self.annotations_exclude):
+            raise ValueError(
+                "'annotations' needs a class in 'annotations_include' or 'annotations_exclude'"
+            )
+        both = sorted({*self.annotations_include} & {*self.annotations_exclude})
+        if both:
+            raise ValueError(
+                f"{both[0]!r} stands in both 'annotations_include' and 'annotations_exclude'"
+            )
+        return self
+
     def recorded(self) -> dict[str, Any]:
-        """What decides a store's content; how many processes made it does not."""
-        return self.model_dump(mode="json", exclude={"workers"})
+        """What decides a store's content.
+
+        How many processes made it does not, nor where the annotations lay: each slide's record
+        has a digest of its own.
+        """
+        return self.model_dump(mode="json", exclude={"workers", "annotations"})
+
+    def packaged(self) -> dict[str, Any]:
+        """What a model package says of its tiles: what was drawn on slides stays behind."""
+        drawn = {"annotations", "annotations_include", "annotations_exclude"}
+        return self.model_dump(mode="json", exclude=drawn)
 
 
 class SplitConfig(Strict):
@@ -220,6 +254,16 @@ class Config(Strict):
     infer: InferConfig = InferConfig()
     mlflow: MlflowConfig = MlflowConfig()
 
+    @model_validator(mode="after")
+    def _annotations_can_be_found(self) -> Config:
+        tile = self.tile
+        if tile.annotations is None and (tile.annotations_include or tile.annotations_exclude):
+            raise ValueError(
+                "'tile.annotations_include' and 'tile.annotations_exclude' need the folder "
+                "'tile.annotations'"
+            )
+        return self
+
     @property
     def tiles_folder(self) -> Path:
         """Where the tile stage writes."""
@@ -307,6 +351,9 @@ def _anchor_paths(content: dict[str, Any], folder: Path) -> None:
     data = content.setdefault("data", {})
     if isinstance(data, dict) and isinstance(data.get("slides", ""), str):
         data["slides"] = str(folder / data.get("slides", DataConfig.model_fields["slides"].default))
+    tile = content.get("tile")
+    if isinstance(tile, dict) and isinstance(tile.get("annotations"), str):
+        tile["annotations"] = str(folder / tile["annotations"])
     train = content.get("train")
     if isinstance(train, dict) and str(train.get("method", "")).endswith((".yaml", ".yml")):
         train["method"] = str(folder / train["method"])
@@ -322,7 +369,7 @@ def _assign(content: dict[str, Any], assignment: str, assigned: dict[KeyPath, st
         )
     steps = key.strip().split(".")
     value: Any = parse_yaml(text, f"--set {assignment}").content if text.strip() else None
-    if key.strip() in ("output", "data.slides") and isinstance(value, str):
+    if key.strip() in ("output", "data.slides", "tile.annotations") and isinstance(value, str):
         value = str(Path(value).expanduser().resolve())
     try:
         set_in(content, steps, value)

@@ -27,7 +27,8 @@ BLACK = "black"
 FOLD = "fold"
 WHITE = "white"
 OUT_OF_FOCUS = "out_of_focus"
-REJECTIONS = (BACKGROUND, PEN, BLACK, FOLD, WHITE, OUT_OF_FOCUS)
+ANNOTATION = "annotation"
+REJECTIONS = (BACKGROUND, ANNOTATION, PEN, BLACK, FOLD, WHITE, OUT_OF_FOCUS)
 """Why a tile that could be had is not used."""
 
 MAX_BLACK = 0.5

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from medkd.slides.judging import (
+    ANNOTATION,
     BACKGROUND,
     BLACK,
     FOLD,
@@ -29,6 +30,7 @@ COLOURS = {
     BLACK: (90, 90, 90),
     FOLD: (240, 228, 66),
     WHITE: (86, 180, 233),
+    ANNOTATION: (140, 86, 75),
 }
 """RGB of each fate that is drawn, from a palette that the colour-blind can tell apart."""
 OUTLINE = (0, 158, 115)

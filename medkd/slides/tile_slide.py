@@ -20,6 +20,7 @@ import medkd
 from medkd.config import TileConfig
 from medkd.errors import OutputError, SlideError
 from medkd.files import output_errors, write_bytes, write_json
+from medkd.slides.annotations import Annotations, annotation_digest, read_annotations
 from medkd.slides.openslide_reader import fingerprint
 from medkd.slides.preview import draw_preview
 from medkd.slides.store import StoredTile, encode_tile, writing_store
@@ -33,6 +34,8 @@ from medkd.slides.tiling import (
 
 SCHEMA_VERSION = 1
 """Of the record beside each store; raise it where old stores must be made anew."""
+
+_CONTENT = ("slide file", "annotations")  # of which a digest is all there is to tell
 
 _log = logging.getLogger(__name__)
 
@@ -136,8 +139,10 @@ def outdated(task: SlideTask) -> str | None:
             return f"{path.name} is missing"
     try:
         fingerprint_now = fingerprint(task.path)
+        digest = annotation_digest(task.parameters, task.slide_id)
     except OSError:
-        return "the slide cannot be read"
+        return "the slide or its annotations cannot be read"
+    drawn = record.get("annotations") or {}
     slide = record.get("slide", {})
     compared = {
         "schema version": (record.get("schema_version"), SCHEMA_VERSION),
@@ -145,12 +150,13 @@ def outdated(task: SlideTask) -> str | None:
         "patient": (record.get("patient_id"), task.patient_id),
         "mpp in slides.csv": (record.get("table_mpp"), task.table_mpp),
         "slide file": (slide.get("fingerprint"), fingerprint_now),
+        "annotations": (drawn.get("sha256"), digest),
     }
     parameters, before = task.parameters.recorded(), record.get("parameters", {})
     for key in sorted({*parameters, *before}):
         compared[f"tile.{key}"] = (before.get(key), parameters.get(key))
     changes = [
-        f"{name} changed" if name == "slide file" else f"{name} was {old}, is {new}"
+        f"{name} changed" if name in _CONTENT else f"{name} was {old}, is {new}"
         for name, (old, new) in compared.items()
         if old != new
     ]
@@ -174,10 +180,15 @@ def _attempt(task: SlideTask) -> SlideOutcome:
     started = time.monotonic()
     outcome = SlideOutcome(task.slide_id, task.patient_id, "failed")
     try:
+        annotations = read_annotations(task.parameters, task.slide_id)
         with open_slide_for_tiling(
-            task.path, task.parameters, slide_id=task.slide_id, table_mpp=task.table_mpp
+            task.path,
+            task.parameters,
+            slide_id=task.slide_id,
+            table_mpp=task.table_mpp,
+            annotations=annotations,
         ) as slide:
-            outcome = replace(outcome, record=_record(task, slide))
+            outcome = replace(outcome, record=_record(task, slide, annotations))
             outcome = _tile_open_slide(task, slide, outcome)
     except SlideError as error:
         outcome = replace(outcome, reason=error.reason, message=str(error))
@@ -246,12 +257,14 @@ def _nothing_to_use(slide: ScannedSlide, counts: TileCounts) -> SlideError:
         "no_usable_tiles",
         f"none of its {counts.candidate} tiles can be used ({told})",
         where=slide.properties.path,
-        remedy="Look at its thumbnail in the report; tile.min_tissue, tile.min_focus and "
-        "tile.max_pen set what is refused.",
+        remedy="Look at its thumbnail in the report; tile.min_tissue, tile.min_focus, "
+        "tile.max_pen and its annotations set what is refused.",
     )
 
 
-def _record(task: SlideTask, slide: ScannedSlide) -> dict[str, Any]:
+def _record(
+    task: SlideTask, slide: ScannedSlide, annotations: Annotations | None
+) -> dict[str, Any]:
     properties = slide.properties
     return {
         "schema_version": SCHEMA_VERSION,
@@ -273,6 +286,7 @@ def _record(task: SlideTask, slide: ScannedSlide) -> dict[str, Any]:
             "reader_reason": properties.reader_reason,
             "warnings": list(slide.warnings),
         },
+        "annotations": annotations.recorded() if annotations else None,
         "software": {
             "medkd": medkd.__version__,
             "openslide": openslide.__library_version__,

@@ -18,8 +18,10 @@ import numpy as np
 
 from medkd.config import TileConfig
 from medkd.errors import SlideError
+from medkd.slides.annotations import Annotations
 from medkd.slides.folds import find_folds, typical_stain
 from medkd.slides.judging import (
+    ANNOTATION,
     BACKGROUND,
     BLACK,
     FOLD,
@@ -34,6 +36,9 @@ from medkd.slides.quality import COARSE_MPP, area_mm2, black_mask, find_pen
 from medkd.slides.reader import RegionUnreadableError, SlideProperties, SlideReader
 from medkd.slides.readers import open_reader
 from medkd.slides.tissue import find_tissue
+
+# A tile of which less than this lies where annotations want it is refused.
+_LEAST_WANTED = 0.5
 
 
 @dataclass(frozen=True)
@@ -94,8 +99,11 @@ class ScannedSlide:
         tile_extent_px: side of a tile in level-0 pixels.
     """
 
-    def __init__(self, reader: SlideReader, parameters: TileConfig) -> None:
+    def __init__(
+        self, reader: SlideReader, parameters: TileConfig, annotations: Annotations | None = None
+    ) -> None:
         self._reader = reader
+        self._annotations = annotations
         self.properties: SlideProperties = reader.properties
         self.parameters = parameters
         scale = parameters.mpp / self.properties.mpp
@@ -110,6 +118,9 @@ class ScannedSlide:
         self._stain = typical_stain(self.thumbnail, self.thumbnail_mpp, self.tissue_mask)
         self.tissue_area_mm2 = area_mm2(int(self.tissue_mask.sum()), self.thumbnail_mpp)
         self.warnings = reader.warnings + self._thumbnail_warnings()
+        if annotations is not None:
+            size = (self.properties.width_px, self.properties.height_px)
+            self.warnings += annotations.warnings_on(*size)
 
     def __enter__(self) -> ScannedSlide:
         return self
@@ -152,7 +163,12 @@ class ScannedSlide:
             ],
             ["", BLACK, PEN, FOLD],
             np.where(tissue < self.parameters.min_tissue, BACKGROUND, ""),
-        )
+        ).astype(object)
+        if self._annotations is not None:
+            scale = self.thumbnail_mpp / self.properties.mpp
+            height, width = self.tissue_mask.shape
+            wanted = self._shares(self._annotations.wanted(height, width, scale))
+            fates[(wanted < _LEAST_WANTED) & (fates != BACKGROUND)] = ANNOTATION
         tissue[unknown] = math.nan
         read = unreadable = 0
         for row, y in enumerate(self._ys):
@@ -235,6 +251,7 @@ def open_slide_for_tiling(
     slide_id: str | None = None,
     table_mpp: float | None = None,
     override_mpp: float | None = None,
+    annotations: Annotations | None = None,
 ) -> ScannedSlide:
     """Open the slide at ``path``, settle its resolution and find its tissue.
 
@@ -246,6 +263,7 @@ def open_slide_for_tiling(
         slide_id: its name; the file's name without its ending unless given.
         table_mpp: what slides.csv says of its resolution.
         override_mpp: what ``--mpp`` says.
+        annotations: where tiles are wanted; None: everywhere.
 
     Raises:
         SlideError: it cannot be opened, its resolution is unknown, not believed or too coarse,
@@ -255,7 +273,7 @@ def open_slide_for_tiling(
         path, parameters, slide_id=slide_id, table_mpp=table_mpp, override_mpp=override_mpp
     )
     try:
-        return ScannedSlide(reader, parameters)
+        return ScannedSlide(reader, parameters, annotations)
     except BaseException:
         reader.close()
         raise

@@ -56,7 +56,7 @@ def write_model_package(
             "research_use_only": True,
             "classes": list(config.data.classes),
             "positive": config.data.positive,
-            "preprocessing": {"tile": config.tile.model_dump(mode="json")},
+            "preprocessing": {"tile": config.tile.packaged()},
             "students": students,
             "slide_head": {"pooling": "mean_probability"},
             "calibration": {"kind": "none"},
