@@ -102,8 +102,16 @@ class TileConfig(Strict):
         description="What reads slides: 'jpeg' decodes the native tiles of JPEG pyramids, fast; "
         "'openslide' reads every format; 'auto' takes the first where it can.",
     )
+    icc: Literal["ignore", "apply"] = Field(
+        "ignore",
+        description="Whether a slide's ICC profile is applied, so that colours become sRGB; such "
+        "a slide is read through OpenSlide. infer repeats it.",
+    )
     jpeg_quality: Annotated[int, Field(ge=50, le=100)] = Field(
         90, description="JPEG quality of stored tiles; infer repeats the same encoding."
+    )
+    time_limit_s: Annotated[float, Field(gt=0)] = Field(
+        3600.0, description="A slide that takes longer is given up, seconds."
     )
     workers: Positive = Field(2, description="Slides read at the same time, a process each.")
 
@@ -123,10 +131,10 @@ class TileConfig(Strict):
     def recorded(self) -> dict[str, Any]:
         """What decides a store's content.
 
-        How many processes made it does not, nor where the annotations lay: each slide's record
-        has a digest of its own.
+        How many processes made it does not, nor how long they might take, nor where the
+        annotations lay: each slide's record has a digest of its own.
         """
-        return self.model_dump(mode="json", exclude={"workers", "annotations"})
+        return self.model_dump(mode="json", exclude={"workers", "time_limit_s", "annotations"})
 
     def packaged(self) -> dict[str, Any]:
         """What a model package says of its tiles: what was drawn on slides stays behind."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+import contextlib
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from medkd.slides.tile_slide import (
     skipped,
     tile_slide,
 )
+from medkd.slides.workers import Lost, run_in_workers
 
 
 @dataclass(frozen=True)
@@ -79,13 +78,20 @@ def run_tile_stage(
         # From here on the old index may speak of tiles that are gone.
         with output_errors(folder / INDEX_NAME):
             (folder / INDEX_NAME).unlink(missing_ok=True)
-    with progress("tiling", len(tasks), done=len(outcomes)) as advance:
-        for outcome in _tiled(to_do, parameters.workers):
-            if outcome.status == "ok" and outcome.slide_id in redone:
-                reason = f"done again: {redone[outcome.slide_id]}"
-                outcome = replace(outcome, message=reason)  # noqa: PLW2901
-            outcomes[outcome.slide_id] = outcome
-            advance(1, _note(outcome))
+    try:
+        with (
+            contextlib.closing(_tiled(to_do, parameters)) as ended,
+            progress("tiling", len(tasks), done=len(outcomes)) as advance,
+        ):
+            for outcome in ended:
+                if outcome.status == "ok" and outcome.slide_id in redone:
+                    reason = f"done again: {redone[outcome.slide_id]}"
+                    outcome = replace(outcome, message=reason)  # noqa: PLW2901
+                outcomes[outcome.slide_id] = outcome
+                advance(1, _note(outcome))
+    finally:
+        # Of processes that died, or were ended because the run was.
+        remove_stale_temporaries(folder)
     in_order = [outcomes[task.slide_id] for task in tasks]
     good = [outcome for outcome in in_order if outcome.status != "failed"]
     index = write_index(folder, (outcome.record for outcome in good))
@@ -112,59 +118,36 @@ def _note(outcome: SlideOutcome) -> str:
     return f"{outcome.slide_id} {outcome.record['tiles']['used']} tiles"
 
 
-def _tiled(tasks: Sequence[SlideTask], workers: int) -> Iterator[SlideOutcome]:
-    """The outcome of each task, as they end.
-
-    When a worker process dies, no one can tell which of the slides in flight killed it. Each of
-    them is tried again alone.
-    """
-    waiting = list(reversed(tasks))
-    while waiting:
-        suspects: list[SlideTask] = []
-        with _pool(min(workers, len(waiting))) as pool:
-            in_flight: dict[Future[SlideOutcome], SlideTask] = {}
-            try:
-                while (waiting or in_flight) and not suspects:
-                    # No more than can run at once, so that a death has few suspects.
-                    while waiting and len(in_flight) < workers:
-                        in_flight[pool.submit(tile_slide, waiting[-1])] = waiting[-1]
-                        waiting.pop()
-                    for future in wait(in_flight, return_when=FIRST_COMPLETED).done:
-                        task = in_flight.pop(future)
-                        try:
-                            outcome = future.result()
-                        except BrokenProcessPool:
-                            suspects.append(task)
-                        else:
-                            yield outcome
-            except BrokenProcessPool:
-                pass  # submit() met the broken pool; the futures in flight tell the rest.
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
-            suspects.extend(in_flight.values())
-        for task in suspects:
-            yield _tiled_alone(task)
+def _tiled(
+    tasks: Sequence[SlideTask], parameters: TileConfig
+) -> Generator[SlideOutcome, None, None]:
+    """The outcome of each task, as they end."""
+    limit_s, workers = parameters.time_limit_s, parameters.workers
+    with contextlib.closing(
+        run_in_workers(tile_slide, tasks, workers=workers, time_limit_s=limit_s)
+    ) as ended:
+        for task, outcome in ended:
+            yield _lost(task, outcome, limit_s) if isinstance(outcome, Lost) else outcome
 
 
-def _tiled_alone(task: SlideTask) -> SlideOutcome:
-    with _pool(1) as pool:
-        try:
-            return pool.submit(tile_slide, task).result()
-        except BrokenProcessPool:
-            error = SlideError(
-                "crashed",
-                "the process that read the slide died (a crash in a native library, or too "
-                "little memory)",
-                where=task.path,
-                remedy="The file is probably damaged: copy or export it again. If memory ran "
-                "out, lower tile.workers.",
-            )
-            return SlideOutcome(
-                task.slide_id, task.patient_id, "failed", reason=error.reason, message=str(error)
-            )
-
-
-def _pool(workers: int) -> ProcessPoolExecutor:
-    # Spawned, not forked: the same on every system, and no lock is copied while it is held.
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+def _lost(task: SlideTask, lost: Lost, limit_s: float) -> SlideOutcome:
+    if lost.why == "too_long":
+        error = SlideError(
+            "time_limit",
+            f"was not done after {limit_s:g} s (tile.time_limit_s)",
+            where=task.path,
+            remedy="Raise the limit for a large slide; a damaged one, or a network drive that "
+            "hangs, needs to be copied again.",
+        )
+    else:
+        error = SlideError(
+            "crashed",
+            "the process that read the slide died, each time it was tried (a crash in a native "
+            f"library, or too little memory; exit code {lost.exit_code})",
+            where=task.path,
+            remedy="The file is probably damaged: copy or export it again. If memory ran "
+            "out, lower tile.workers.",
+        )
+    return SlideOutcome(
+        task.slide_id, task.patient_id, "failed", reason=error.reason, message=str(error)
+    )

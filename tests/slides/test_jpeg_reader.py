@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Iterator
 from dataclasses import replace
@@ -270,10 +271,9 @@ def test_a_truncated_slide_has_the_tiles_that_are_left(slide, copy, tenth):
         for index in range(16)
         if offsets[number_in_table(index)] + counts[number_in_table(index)] > end
     }
-    try:
+    # Where a directory lies behind the end, the slide is refused as a whole.
+    with contextlib.suppress(SlideError):
         check(copy, native_tiles(slide), gone)
-    except SlideError:
-        pass  # a directory lies behind the end: the slide is refused as a whole
 
 
 @pytest.mark.parametrize(
