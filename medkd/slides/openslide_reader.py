@@ -14,6 +14,7 @@ from PIL import Image
 
 from medkd.config import TileConfig
 from medkd.errors import SlideError
+from medkd.slides.colour import Colour, colour_of
 from medkd.slides.reader import RegionUnreadableError, SlideProperties
 from medkd.slides.regions import check_bounds, finest_needed, read_in_turn, read_thumbnail
 from medkd.slides.resolution import MppMetadata, Resolution, believed_resolution
@@ -33,9 +34,14 @@ class OpenSlideReader:
     """
 
     def __init__(
-        self, handle: openslide.OpenSlide, properties: SlideProperties, warnings: tuple[str, ...]
+        self,
+        handle: openslide.OpenSlide,
+        properties: SlideProperties,
+        warnings: tuple[str, ...],
+        colour: Colour,
     ) -> None:
         self._handle: openslide.OpenSlide | None = handle
+        self._colour = colour
         self.level_sizes: tuple[tuple[int, int], ...] = handle.level_dimensions
         self.properties = properties
         self.warnings = warnings
@@ -106,10 +112,14 @@ class OpenSlideReader:
             # After one error OpenSlide's handle refuses every later read: begin a new one.
             self.close()
             raise RegionUnreadableError(str(error)) from error
-        if region.getchannel("A").getextrema() == (255, 255):
-            return region.convert("RGB")
+        image = self._colour(region.convert("RGB"))
+        alpha = region.getchannel("A")
+        if alpha.getextrema() == (255, 255):
+            return image
+        # What the scanner left out has no colour to be corrected: it is white.
+        image.putalpha(alpha)
         white = Image.new("RGBA", region.size, "white")
-        return Image.alpha_composite(white, region).convert("RGB")
+        return Image.alpha_composite(white, image).convert("RGB")
 
 
 def open_openslide(
@@ -123,18 +133,23 @@ def open_openslide(
     """Open the slide at ``path`` and settle its resolution.
 
     Raises:
-        SlideError: it cannot be opened, or :func:`believed_resolution` refuses it.
+        SlideError: it cannot be opened, or :func:`believed_resolution` or :func:`colour_of`
+            refuses it.
     """
     handle = _open_handle(path)
     try:
         resolution = believed_resolution(
             _mpp_metadata(handle), parameters, path, table_mpp=table_mpp, override_mpp=override_mpp
         )
-        properties = _properties(handle, path, slide_id or path.stem, resolution)
+        colour = colour_of(handle, parameters, path)
+        properties = _properties(handle, path, slide_id or path.stem, resolution, colour)
     except BaseException:
         handle.close()
         raise
-    return OpenSlideReader(handle, properties, resolution.warnings)
+    warnings = resolution.warnings
+    if parameters.icc == "apply" and colour.icc == "none":
+        warnings += ("it has no ICC profile: its colours are used as they are",)
+    return OpenSlideReader(handle, properties, warnings, colour)
 
 
 def fingerprint(path: Path) -> str:
@@ -246,7 +261,7 @@ def _positive(handle: openslide.OpenSlide, name: str) -> float | None:
 
 
 def _properties(
-    handle: openslide.OpenSlide, path: Path, slide_id: str, resolution: Resolution
+    handle: openslide.OpenSlide, path: Path, slide_id: str, resolution: Resolution, colour: Colour
 ) -> SlideProperties:
     width_px, height_px = handle.dimensions
     return SlideProperties(
@@ -263,6 +278,8 @@ def _properties(
         level_downsamples=tuple(handle.level_downsamples),
         reader=f"openslide {openslide.__library_version__}",
         reader_reason="",
+        icc=colour.icc,
+        icc_description=colour.description,
     )
 
 

@@ -31,6 +31,8 @@ class SlideProperties:
         level_downsamples: of each level of the pyramid, the first is 1.
         reader: name and version of the reading library.
         reader_reason: why this one reads it.
+        icc: ``none``, ``ignored`` or ``applied``: the slide's ICC profile.
+        icc_description: what the profile calls itself.
     """
 
     slide_id: str
@@ -46,6 +48,8 @@ class SlideProperties:
     level_downsamples: tuple[float, ...]
     reader: str
     reader_reason: str
+    icc: str
+    icc_description: str
 
 
 class SlideReader(Protocol):

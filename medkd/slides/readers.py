@@ -84,4 +84,6 @@ def _native_levels(reader: OpenSlideReader) -> tuple[JpegLevel, ...]:
     vendor = reader.properties.vendor
     if vendor not in _NATIVE_VENDORS:
         raise NotNativeError(f"{vendor} slides are read through OpenSlide")
+    if reader.properties.icc == "applied":
+        raise NotNativeError("its ICC profile is applied")
     return read_jpeg_levels(reader.properties.path, reader.level_sizes)

@@ -284,6 +284,8 @@ def _record(
             "synthetic": properties.synthetic,
             "reader": properties.reader,
             "reader_reason": properties.reader_reason,
+            "icc": properties.icc,
+            "icc_description": properties.icc_description,
             "warnings": list(slide.warnings),
         },
         "annotations": annotations.recorded() if annotations else None,
