@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from medkd import __version__
-from medkd.errors import MedkdError
+from medkd.errors import MedkdError, Stopped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -408,8 +409,14 @@ def methods_show(
     print(f"Ships: the mean probability of {', '.join(graph.deployed)}.")
 
 
+def _stop(number: int, frame: object) -> None:  # noqa: ARG001
+    raise Stopped(number)
+
+
 def main() -> None:
     """Run the command line; an error that a user can mend is one line and an exit status."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     try:
         app()
     except MedkdError as error:
@@ -417,9 +424,9 @@ def main() -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_status)
-    except KeyboardInterrupt:
+    except Stopped as stopped:
         print("stopped; what was finished is kept.", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + stopped.signal_number)
     except BrokenPipeError:
         # The reader of a pipe, such as head, has gone.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

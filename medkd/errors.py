@@ -94,3 +94,14 @@ class SlideError(MedkdError):
     def __init__(self, reason: str, what: str, *, where: object = "", remedy: str) -> None:
         super().__init__(what, where=where, remedy=remedy)
         self.reason = reason
+
+
+class Stopped(BaseException):
+    """Ctrl-C, or the system or a scheduler asked this process to end.
+
+    Not a :class:`KeyboardInterrupt`: libraries take that one for theirs and end in silence.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.signal_number = signal_number

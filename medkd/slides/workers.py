@@ -116,7 +116,7 @@ def _serve(function: Callable[[Any], Any], pipe: Connection) -> None:
     while True:
         try:
             task = pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):
             return
         try:
             answer: tuple[bool, Any] = (True, function(task))
@@ -165,6 +165,6 @@ def _outcome(worker: _Worker[Task]) -> Any:
 
 
 def _end(process: SpawnProcess, pipe: Connection) -> None:
-    pipe.close()
     process.kill()
     process.join()
+    pipe.close()

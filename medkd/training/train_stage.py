@@ -18,6 +18,7 @@ from medkd.datasets.patches import EpochSampler, PatchDataset, seed_of
 from medkd.datasets.tables import SlideRow
 from medkd.distill.cohort import Cohort
 from medkd.distill.graph import Graph, Method, expand, load_method
+from medkd.errors import Stopped
 from medkd.files import atomic_path, make_folder, sha256_of_json, write_text
 from medkd.networks.zoo import build_network, count_parameters
 from medkd.progress import progress
@@ -132,7 +133,7 @@ def run_train_stage(
         _train(run, done)
         result = _finish(run, done, resumed_from)
     except BaseException as error:
-        run.tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        run.tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt | Stopped) else "FAILED")
         raise
     run.tracker.finish("FINISHED")
     return result
