@@ -7,7 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from medkd.slides.quality import disc_of, find_pen, is_dark_field, without_small_objects
+from medkd.slides.quality import (
+    brightest,
+    darkest,
+    disc_of,
+    find_pen,
+    is_dark_field,
+    without_small_objects,
+)
 from medkd.slides.tissue import optical_density
 
 _SMOOTH_UM = 16.0  # evens out single nuclei
@@ -58,11 +65,17 @@ def typical_stain(image: np.ndarray, mpp: float, tissue: np.ndarray) -> Stain:
     absorbed = _smooth_density(image, mpp)[tissue]
     return Stain(
         density=float(np.median(absorbed.mean(axis=-1))),
-        colour=float(np.median(absorbed.max(axis=-1) - absorbed.min(axis=-1))),
+        colour=float(np.median(brightest(absorbed) - darkest(absorbed))),
     )
 
 
-def find_folds(image: np.ndarray, mpp: float, typical: Stain = UNKNOWN_STAIN) -> np.ndarray:
+def find_folds(
+    image: np.ndarray,
+    mpp: float,
+    typical: Stain = UNKNOWN_STAIN,
+    *,
+    pen: np.ndarray | None = None,
+) -> np.ndarray:
     """Folds in a low-resolution image: bool, H x W. Ink is none.
 
     A fold is darker and more colourful than the slide's single tissue, by the factor that
@@ -72,16 +85,17 @@ def find_folds(image: np.ndarray, mpp: float, typical: Stain = UNKNOWN_STAIN) ->
         image: uint8, H x W x 3, RGB, about :data:`medkd.slides.quality.COARSE_MPP`.
         mpp: its micrometres per pixel.
         typical: of the slide, see :func:`typical_stain`.
+        pen: what :func:`medkd.slides.quality.find_pen` found on it, if that is known.
     """
     if is_dark_field(image):
         return np.zeros(image.shape[:2], bool)
     absorbed = _smooth_density(image, mpp)
-    least, most = absorbed.min(axis=-1), absorbed.max(axis=-1)
+    least, most = darkest(absorbed), brightest(absorbed)
     folds = (
         (absorbed.mean(axis=-1) > max(_TIMES_DENSITY * typical.density, _LEAST_DENSITY))
         & (most - least > max(_TIMES_COLOUR * typical.colour, _LEAST_COLOUR))
         & (least > _LEAST_IN_EVERY_COLOUR)
-        & ~find_pen(image, mpp)
+        & ~(find_pen(image, mpp) if pen is None else pen)
     )
     return without_small_objects(_closed(folds, mpp), _SMALLEST_MM2, mpp)
 

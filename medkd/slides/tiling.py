@@ -114,7 +114,9 @@ class ScannedSlide:
         self._check_size()
         self.thumbnail_mpp = max(COARSE_MPP, self.properties.mpp)
         self.thumbnail, self._readable = reader.thumbnail(self.thumbnail_mpp)
-        self.tissue_mask = find_tissue(self.thumbnail, self.thumbnail_mpp) & self._readable
+        self._pen = find_pen(self.thumbnail, self.thumbnail_mpp)
+        tissue = find_tissue(self.thumbnail, self.thumbnail_mpp, pen=self._pen)
+        self.tissue_mask = tissue & self._readable
         self._stain = typical_stain(self.thumbnail, self.thumbnail_mpp, self.tissue_mask)
         self.tissue_area_mm2 = area_mm2(int(self.tissue_mask.sum()), self.thumbnail_mpp)
         self.warnings = reader.warnings + self._thumbnail_warnings()
@@ -150,9 +152,10 @@ class ScannedSlide:
                 tiles that had to be read could not be.
         """
         tissue = self._shares(self.tissue_mask)
-        pen = self._shares(find_pen(self.thumbnail, self.thumbnail_mpp))
+        pen = self._shares(self._pen)
         black = self._shares(black_mask(self.thumbnail))
-        fold = self._shares(find_folds(self.thumbnail, self.thumbnail_mpp, self._stain))
+        folds = find_folds(self.thumbnail, self.thumbnail_mpp, self._stain, pen=self._pen)
+        fold = self._shares(folds)
         unknown = self._shares(~self._readable) > 0
         fates = np.select(
             [
