@@ -13,8 +13,7 @@ import os
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -179,8 +178,7 @@ class JpegReader:
         return self._descriptor
 
 
-@dataclass(frozen=True)
-class _Plan:
+class _Plan(NamedTuple):
     """A region in native tiles of one level, decoded at 1/``reduction``.
 
     ``tile_width_px`` and ``tile_height_px`` are of a native tile as decoded, ``width_px`` and
@@ -251,8 +249,7 @@ def _assembled(plan: _Plan, entries: Mapping[_Key, _Entry]) -> np.ndarray:
     return assembled
 
 
-@dataclass(frozen=True)
-class _Span:
+class _Span(NamedTuple):
     """Pixels to assemble along one axis, and the part of them that is wanted.
 
     Attributes:

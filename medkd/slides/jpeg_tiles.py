@@ -51,8 +51,8 @@ class JpegLevel:
     Attributes:
         width_px, height_px: of the level.
         tile_width_px, tile_height_px: of its native tiles; those at the edges reach beyond it.
-        offsets, counts: of each tile's bytes in the file, row by row; int64.
-        shared: tiles whose bytes overlap those of another tile; bool.
+        offsets, counts: of each tile's bytes in the file, row by row.
+        shared: whether a tile's bytes are those of another one too.
         prefix: what the tiles' streams lack: the shared tables, and how their colours are meant.
     """
 
@@ -60,9 +60,9 @@ class JpegLevel:
     height_px: int
     tile_width_px: int
     tile_height_px: int
-    offsets: np.ndarray
-    counts: np.ndarray
-    shared: np.ndarray
+    offsets: list[int]
+    counts: list[int]
+    shared: list[bool]
     prefix: bytes
 
     @property
@@ -138,9 +138,10 @@ def _level(page: tifffile.TiffPage) -> JpegLevel:
         height_px=page.imagelength,
         tile_width_px=page.tilewidth,
         tile_height_px=page.tilelength,
-        offsets=offsets,
-        counts=counts,
-        shared=_overlapping(offsets, counts),
+        # As lists: one number of an array takes numpy as long as the rest of the look-up.
+        offsets=offsets.tolist(),
+        counts=counts.tolist(),
+        shared=_overlapping(offsets, counts).tolist(),
         prefix=prefix,
     )
 
@@ -163,7 +164,7 @@ def read_tile_bytes(descriptor: int, level: JpegLevel, row: int, column: int) ->
         RegionUnreadableError: they cannot be had, or are those of another tile too.
     """
     index = row * level.columns + column
-    offset, count = int(level.offsets[index]), int(level.counts[index])
+    offset, count = level.offsets[index], level.counts[index]
     if count == 0:
         return b""
     where = f"native tile {column}, {row}"

@@ -15,10 +15,11 @@ import importlib.util
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np  # noqa: E402
 import openslide  # noqa: E402
 import simplejpeg  # noqa: E402
+import tifffile  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from medkd.config import TileConfig  # noqa: E402
 from medkd.slides.jpeg_reader import JpegReader  # noqa: E402
 from medkd.slides.jpeg_tiles import read_jpeg_levels, read_tile_bytes  # noqa: E402
 from medkd.slides.readers import open_reader  # noqa: E402
-from medkd.slides.synthetic import SlideSpec, write_slide  # noqa: E402
+from medkd.slides.synthetic import SlideSpec, draw_slide, write_slide  # noqa: E402
 from medkd.slides.synthetic.drawing import Chroma  # noqa: E402
 from medkd.slides.tile_slide import SlideTask, tile_slide  # noqa: E402
 
@@ -130,6 +132,63 @@ def stage_against_openslide(path: Path, rounds: int) -> dict[str, Any]:
     return {"stage_vs_openslide": round(medians["jpeg"] / medians["openslide"], 2)}
 
 
+def sparse_slide(path: Path, side_px: int) -> None:
+    """A slide at 0.25 um/px of which only 8,192 px square in the middle were scanned."""
+    native_px = 256
+    scanned = draw_slide(SlideSpec("MSI", seed=1, width_px=8192, height_px=8192, mpp=0.25))
+    # On a whole native tile of every level, so that the levels show the same place.
+    corner_px = side_px // 2 // (native_px * 64) * native_px * 64
+
+    def tiles(side: int, image: np.ndarray, corner: int) -> Iterator[bytes]:
+        for top in range(-corner, side - corner, native_px):
+            for left in range(-corner, side - corner, native_px):
+                if 0 <= top < len(image) and 0 <= left < len(image):
+                    tile = image[top : top + native_px, left : left + native_px]
+                    yield simplejpeg.encode_jpeg(
+                        np.ascontiguousarray(tile), quality=80, colorsubsampling="420"
+                    )
+                else:
+                    yield b""
+
+    with tifffile.TiffWriter(path, bigtiff=True) as tiff:
+        while side_px >= 1024 and len(scanned) >= native_px:
+            tiff.write(
+                tiles(side_px, scanned, corner_px),
+                shape=(side_px, side_px, 3),
+                dtype=np.uint8,
+                tile=(native_px, native_px),
+                photometric="ycbcr",
+                subsampling=(2, 2),
+                compression="jpeg",
+                description="Aperio Image Library v1\r\nsparse|MPP = 0.25|Synthetic = medkd",
+                metadata=None,
+            )
+            side_px, corner_px, side = side_px // 4, corner_px // 4, len(scanned) // 4
+            scanned = scanned.reshape(side, 4, side, 4, 3).mean((1, 3)).astype(np.uint8)
+
+
+def peak_mb(path: Path) -> float:
+    """Largest memory of a process that tiles the slide, its libraries included."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--peak-of", str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return float(done.stdout.splitlines()[-1])
+
+
+def tile_and_tell_peak(path: Path) -> None:
+    """Tile the slide in this process and print the peak, megabytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        task = SlideTask("slide", "patient", path, None, TileConfig(), Path(folder))
+        outcome = tile_slide(task)
+    assert outcome.status == "ok", outcome.message
+    # Not getrusage: it counts what the parent had when it began this process.
+    status = Path("/proc/self/status").read_text()
+    print(int(status.split("VmHWM:")[1].split()[0]) // 1024)
+
+
 def places_of(path: Path, extent_px: int, most: int, start_px: int) -> Places:
     """A grid without overlap, row by row, of at most ``most`` places."""
     with openslide.OpenSlide(path) as slide:
@@ -203,7 +262,11 @@ def main() -> None:
     parser.add_argument("--side-px", type=int, default=16384, help="of the drawn slides")
     parser.add_argument("--tiles", type=int, default=600, help="at most so many in a round")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peak-of", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.peak_of:
+        tile_and_tell_peak(arguments.peak_of)
+        return
     # Tiles from (100, 100) lie across native tiles.
     start_px = 100
     found: dict[str, Any] = {}
@@ -218,7 +281,16 @@ def main() -> None:
                 ratios = report(f"misaligned, chroma {chroma}", rates)
                 # Most scanners write 4:2:0; the other one's ratios are told beside it.
                 found |= ratios if chroma == "420" else {f"{k}_444": v for k, v in ratios.items()}
-            found |= stage_against_openslide(path, arguments.rounds)
+                if chroma == "420":
+                    found |= stage_against_openslide(path, arguments.rounds)
+            found["peak_mb"] = 0
+            print()
+            for side_px in (25_000, 100_000):
+                path = Path(folder) / f"sparse-{side_px}.svs"
+                sparse_slide(path, side_px)
+                peak = peak_mb(path)
+                print(f"peak memory, slide of {side_px:,} px: {peak:.0f} MB", flush=True)
+                found["peak_mb"] = max(found["peak_mb"], peak)
     print(json.dumps(found))
 
 
