@@ -19,6 +19,9 @@ from medkd.slides.reader import RegionUnreadableError, SlideProperties
 from medkd.slides.regions import check_bounds, finest_needed, read_in_turn, read_thumbnail
 from medkd.slides.resolution import MppMetadata, Resolution, believed_resolution
 
+OPENSLIDE_READER = f"openslide {openslide.__library_version__}"
+"""As it stands in the record of a slide."""
+
 _FINGERPRINT_BLOCKS = 16
 _FINGERPRINT_BLOCK_BYTES = 4096
 
@@ -276,7 +279,7 @@ def _properties(
         synthetic=handle.properties.get("aperio.Synthetic") == "medkd",
         fingerprint=fingerprint(path),
         level_downsamples=tuple(handle.level_downsamples),
-        reader=f"openslide {openslide.__library_version__}",
+        reader=OPENSLIDE_READER,
         reader_reason="",
         icc=colour.icc,
         icc_description=colour.description,

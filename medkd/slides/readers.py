@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import simplejpeg
-
 from medkd.config import TileConfig
 from medkd.errors import SlideError
-from medkd.slides.jpeg_reader import JpegReader
+from medkd.slides.jpeg_reader import NATIVE_READER, JpegReader
 from medkd.slides.jpeg_tiles import (
     DamagedPyramidError,
     JpegLevel,
@@ -74,7 +72,7 @@ def open_reader(
     reader.close()
     properties = replace(
         reader.properties,
-        reader=f"native JPEG, simplejpeg {simplejpeg.__version__}",
+        reader=NATIVE_READER,
         reader_reason="asked for" if parameters.reader == "jpeg" else "it is JPEG in tiles",
     )
     return JpegReader(properties, reader.warnings, levels)

@@ -27,6 +27,8 @@ COLUMNS = (
     "message",
     "mpp",
     "mpp_source",
+    "reader",
+    "reader_reason",
     "tissue_mm2",
     "candidate",
     "used",
@@ -41,8 +43,20 @@ COLUMNS = (
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_report(folder: Path, outcomes: Sequence[SlideOutcome], parameters: TileConfig) -> None:
+def write_report(
+    folder: Path,
+    outcomes: Sequence[SlideOutcome],
+    parameters: TileConfig,
+    *,
+    elapsed_s: float | None = None,
+) -> None:
     """Write report.csv and report.html into ``folder``.
+
+    Args:
+        folder: of the tile stores.
+        outcomes: of every slide of the table.
+        parameters: of the stage.
+        elapsed_s: that the stage took; the report tells its speed.
 
     Raises:
         OutputError: they cannot be written.
@@ -52,7 +66,7 @@ def write_report(folder: Path, outcomes: Sequence[SlideOutcome], parameters: Til
     table.writeheader()
     table.writerows(report_row(outcome) for outcome in outcomes)
     write_text(folder / "report.csv", content.getvalue())
-    write_text(folder / "report.html", _html(outcomes, parameters))
+    write_text(folder / "report.html", _html(outcomes, parameters, elapsed_s))
 
 
 def report_row(outcome: SlideOutcome) -> dict[str, Any]:
@@ -68,6 +82,8 @@ def report_row(outcome: SlideOutcome) -> dict[str, Any]:
         "message": outcome.message,
         "mpp": slide.get("mpp", ""),
         "mpp_source": slide.get("mpp_source", ""),
+        "reader": slide.get("reader", ""),
+        "reader_reason": slide.get("reader_reason", ""),
         "tissue_mm2": record.get("tissue_area_mm2", ""),
         "candidate": tiles.get("candidate", ""),
         "used": tiles.get("used", ""),
@@ -79,7 +95,7 @@ def report_row(outcome: SlideOutcome) -> dict[str, Any]:
     }
 
 
-def _html(outcomes: Sequence[SlideOutcome], parameters: TileConfig) -> str:
+def _html(outcomes: Sequence[SlideOutcome], parameters: TileConfig, elapsed_s: float | None) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -97,6 +113,8 @@ def _html(outcomes: Sequence[SlideOutcome], parameters: TileConfig) -> str:
         for outcome in outcomes
     ]
     good = [card for card in cards if card["status"] != "failed"]
+    tried = [outcome for outcome in outcomes if outcome.status != "skipped"]
+    made = sum(card["used"] for card in good if card["status"] == "ok")
     colours = {"tissue outline": OUTLINE, **COLOURS}
     return environment.get_template("tile_report.html.j2").render(
         failed=[card for card in cards if card["status"] == "failed"],
@@ -104,6 +122,8 @@ def _html(outcomes: Sequence[SlideOutcome], parameters: TileConfig) -> str:
         status=Counter(card["status"] for card in cards),
         total=len(cards),
         tiles_used=sum(card["used"] for card in good),
+        slides_per_hour=3600 * len(tried) / elapsed_s if elapsed_s and tried else None,
+        tiles_per_s=made / elapsed_s if elapsed_s else None,
         tissue_mm2=sum(card["tissue_mm2"] for card in good),
         synthetic=sum(outcome.synthetic for outcome in outcomes),
         rejections=REJECTIONS,

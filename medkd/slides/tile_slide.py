@@ -21,7 +21,8 @@ from medkd.config import TileConfig
 from medkd.errors import OutputError, SlideError
 from medkd.files import output_errors, write_bytes, write_json
 from medkd.slides.annotations import Annotations, annotation_digest, read_annotations
-from medkd.slides.openslide_reader import fingerprint
+from medkd.slides.jpeg_reader import NATIVE_READER
+from medkd.slides.openslide_reader import OPENSLIDE_READER, fingerprint
 from medkd.slides.preview import draw_preview
 from medkd.slides.store import StoredTile, encode_tile, writing_store
 from medkd.slides.tiling import (
@@ -147,6 +148,7 @@ def outdated(task: SlideTask) -> str | None:
     compared = {
         "schema version": (record.get("schema_version"), SCHEMA_VERSION),
         "medkd": (record.get("software", {}).get("medkd"), medkd.__version__),
+        "reader": (slide.get("reader"), _reader_now(slide.get("reader", ""))),
         "patient": (record.get("patient_id"), task.patient_id),
         "mpp in slides.csv": (record.get("table_mpp"), task.table_mpp),
         "slide file": (slide.get("fingerprint"), fingerprint_now),
@@ -161,6 +163,11 @@ def outdated(task: SlideTask) -> str | None:
         if old != new
     ]
     return "; ".join(changes) or None
+
+
+def _reader_now(reader: str) -> str:
+    """What reads today what ``reader`` read."""
+    return NATIVE_READER if reader.startswith("native JPEG") else OPENSLIDE_READER
 
 
 def skipped(task: SlideTask) -> SlideOutcome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,6 +61,7 @@ def run_tile_stage(
     Raises:
         OutputError: the folder cannot be written to. Slides that were finished are kept.
     """
+    began = time.monotonic()
     make_folder(folder)
     remove_stale_temporaries(folder)
     tasks = [
@@ -95,7 +97,7 @@ def run_tile_stage(
     in_order = [outcomes[task.slide_id] for task in tasks]
     good = [outcome for outcome in in_order if outcome.status != "failed"]
     index = write_index(folder, (outcome.record for outcome in good))
-    write_report(folder, in_order, parameters)
+    write_report(folder, in_order, parameters, elapsed_s=time.monotonic() - began)
     return StageSummary(
         total=len(tasks),
         done=sum(outcome.status == "ok" for outcome in in_order),

@@ -41,6 +41,10 @@ from medkd.slides.tissue import find_tissue
 _LEAST_WANTED = 0.5
 
 
+# At 8 um/px that is 28 mm by 28 mm.
+_MOST_THUMBNAIL_PX = 12_500_000
+
+
 @dataclass(frozen=True)
 class Tile:
     """One candidate of the grid.
@@ -112,7 +116,7 @@ class ScannedSlide:
         self._xs = _grid(self.properties.width_px, self.tile_extent_px, step_px)
         self._ys = _grid(self.properties.height_px, self.tile_extent_px, step_px)
         self._check_size()
-        self.thumbnail_mpp = max(COARSE_MPP, self.properties.mpp)
+        self.thumbnail_mpp = _thumbnail_mpp(self.properties)
         self.thumbnail, self._readable = reader.thumbnail(self.thumbnail_mpp)
         self._pen = find_pen(self.thumbnail, self.thumbnail_mpp)
         tissue = find_tissue(self.thumbnail, self.thumbnail_mpp, pen=self._pen)
@@ -291,6 +295,12 @@ def no_tissue(path: Path) -> SlideError:
         remedy="Look at its thumbnail in the report; blank, fluorescence and inked-over slides "
         "cannot be used, leave them out of the table.",
     )
+
+
+def _thumbnail_mpp(properties: SlideProperties) -> float:
+    """As a rule :data:`COARSE_MPP`; coarser for huge slides, so that memory does not grow."""
+    area_um2 = properties.width_px * properties.height_px * properties.mpp**2
+    return max(COARSE_MPP, properties.mpp, math.sqrt(area_um2 / _MOST_THUMBNAIL_PX))
 
 
 def _grid(length_px: int, extent_px: float, step_px: float) -> list[int]:
