@@ -177,6 +177,12 @@ class ScannedSlide:
             wanted = self._shares(self._annotations.wanted(height, width, scale))
             fates[(wanted < _LEAST_WANTED) & (fates != BACKGROUND)] = ANNOTATION
         tissue[unknown] = math.nan
+        wanted_places = (
+            (self._xs[column], self._ys[row]) for row, column in np.argwhere(fates == "")
+        )
+        pixels = self._reader.read_tiles(
+            wanted_places, self.parameters.size_px, self.parameters.mpp
+        )
         read = unreadable = 0
         for row, y in enumerate(self._ys):
             for column, x in enumerate(self._xs):
@@ -184,20 +190,18 @@ class ScannedSlide:
                 if fate:
                     yield Tile(x, y, fate, fraction, math.nan)
                     continue
-                tile = self._read(x, y, fraction)
+                tile = self._judged(x, y, fraction, next(pixels))
                 read += 1
                 unreadable += tile.fate == UNREADABLE
                 yield tile
         self._check_readable(read, unreadable)
 
-    def _read(self, x: int, y: int, tissue_fraction: float) -> Tile:
-        """Read a tile and judge it; ``tissue_fraction`` is nan where the thumbnail has none."""
+    def _judged(
+        self, x: int, y: int, tissue_fraction: float, pixels: np.ndarray | RegionUnreadableError
+    ) -> Tile:
+        """A tile that was read; ``tissue_fraction`` is nan where the thumbnail has none."""
         parameters = self.parameters
-        try:
-            pixels = self._reader.read_region(
-                x, y, parameters.size_px, parameters.size_px, parameters.mpp
-            )
-        except RegionUnreadableError:
+        if isinstance(pixels, RegionUnreadableError):
             return Tile(x, y, UNREADABLE, tissue_fraction, math.nan)
         judged = judge_tile(pixels, parameters, tissue_fraction=tissue_fraction, stain=self._stain)
         return Tile(x, y, *judged, pixels if judged.fate == USED else None)
