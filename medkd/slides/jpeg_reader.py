@@ -24,6 +24,7 @@ from medkd.slides.jpeg_tiles import (
     JpegLevel,
     decode_native_tile,
     read_tile_bytes,
+    whole_stream,
 )
 from medkd.slides.reader import RegionUnreadableError, SlideProperties
 from medkd.slides.regions import check_bounds, finest_needed, read_thumbnail
@@ -129,6 +130,27 @@ class JpegReader:
                 self._cache.forget_rows(plan.number, plan.reduction, first_row)
             passed = first_row
             yield plan
+
+    def native_jpeg(self, x: int, y: int, size_px: int, mpp: float) -> bytes | None:
+        """The bytes of a native tile at full resolution; see the protocol."""
+        plan = self._plan(x, y, size_px, size_px, mpp)
+        columns, rows = plan.columns, plan.rows
+        if (
+            plan.reduction != 1
+            or (plan.tile_width_px, plan.tile_height_px) != (size_px, size_px)
+            or not (columns.is_exact and rows.is_exact)
+            or columns.first % size_px
+            or rows.first % size_px
+        ):
+            return None
+        level = self._levels[plan.number]
+        try:
+            data = read_tile_bytes(
+                self._open(), level, rows.first // size_px, columns.first // size_px
+            )
+        except (RegionUnreadableError, OSError):
+            return None
+        return whole_stream(level, data) if data else None
 
     def thumbnail(self, mpp: float) -> tuple[np.ndarray, np.ndarray]:
         """Read the whole slide in blocks of bounded size; see the protocol."""

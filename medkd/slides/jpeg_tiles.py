@@ -195,7 +195,7 @@ def decode_native_tile(level: JpegLevel, data: bytes, reduction: int) -> np.ndar
     # The decoder would set memory aside for whatever size a damaged header claims.
     if _claimed_size(data) != (height, width):
         raise RegionUnreadableError("a native tile claims another size")
-    stream = _START + level.prefix + data[2:] if level.prefix else data
+    stream = whole_stream(level, data)
     try:
         pixels = simplejpeg.decode_jpeg(
             stream,
@@ -209,6 +209,11 @@ def decode_native_tile(level: JpegLevel, data: bytes, reduction: int) -> np.ndar
     if pixels.shape != (height // reduction, width // reduction, 3):
         raise RegionUnreadableError("a native tile has another size")
     return pixels
+
+
+def whole_stream(level: JpegLevel, data: bytes) -> bytes:
+    """A native tile's bytes with what they lack to be a JPEG image on their own."""
+    return _START + level.prefix + data[2:] if level.prefix else data
 
 
 def _claimed_size(data: bytes) -> tuple[int, int] | None:

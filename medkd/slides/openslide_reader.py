@@ -90,6 +90,10 @@ class OpenSlideReader:
         """Read tiles one after the other; see the protocol."""
         return read_in_turn(self, places, size_px, mpp)
 
+    def native_jpeg(self, x: int, y: int, size_px: int, mpp: float) -> bytes | None:  # noqa: ARG002
+        """None: OpenSlide does not give the bytes away."""
+        return None
+
     def thumbnail(self, mpp: float) -> tuple[np.ndarray, np.ndarray]:
         """Read the whole slide in blocks of bounded size; see the protocol."""
         _, downsample = self._level_for(mpp / self.properties.mpp)

@@ -100,6 +100,18 @@ class SlideReader(Protocol):
             ValueError: a tile reaches beyond the bounds of level 0.
         """
 
+    def native_jpeg(self, x: int, y: int, size_px: int, mpp: float) -> bytes | None:
+        """The slide's own JPEG of this tile, where the tile is just one of its native tiles.
+
+        Args:
+            x, y: the tile's top left corner, level-0 pixels.
+            size_px: its side, pixels of ``mpp``.
+            mpp: micrometres per pixel.
+
+        Returns:
+            A whole JPEG stream that decodes to what :meth:`read_region` returns, or None.
+        """
+
     def thumbnail(self, mpp: float) -> tuple[np.ndarray, np.ndarray]:
         """Read the whole slide at ``mpp``, whole pixels only (a rest at the edges is left out).
 

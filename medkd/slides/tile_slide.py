@@ -24,7 +24,7 @@ from medkd.slides.annotations import Annotations, annotation_digest, read_annota
 from medkd.slides.jpeg_reader import NATIVE_READER
 from medkd.slides.openslide_reader import OPENSLIDE_READER, fingerprint
 from medkd.slides.preview import draw_preview
-from medkd.slides.store import StoredTile, encode_tile, writing_store
+from medkd.slides.store import StoredTile, writing_store
 from medkd.slides.tiling import (
     ScannedSlide,
     Tile,
@@ -227,8 +227,8 @@ def _tile_open_slide(task: SlideTask, slide: ScannedSlide, outcome: SlideOutcome
         with writing_store(task.store_path) as store:
             for tile in remembered():
                 if tile.pixels is not None:
-                    jpeg = encode_tile(tile.pixels, task.parameters.jpeg_quality)
-                    store.add(StoredTile(tile.x, tile.y, tile.tissue_fraction, tile.focus), jpeg)
+                    figures = StoredTile(tile.x, tile.y, tile.tissue_fraction, tile.focus)
+                    store.add(figures, slide.stored_jpeg(tile))
             counts = TileCounts.of(tile.fate for tile in seen)
             if counts.used == 0:
                 raise _nothing_to_use(slide, counts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import struct
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,7 +21,9 @@ from medkd.slides import jpeg_reader
 from medkd.slides.jpeg_reader import JpegReader
 from medkd.slides.reader import RegionUnreadableError, SlideReader
 from medkd.slides.readers import open_reader
+from medkd.slides.store import TileStore
 from medkd.slides.synthetic import SlideSpec, write_slide
+from medkd.slides.tile_slide import SlideTask, tile_slide
 
 SIDE_PX = 1100  # not a multiple of the native 256 px: tiles at the edges reach beyond
 
@@ -172,6 +175,47 @@ def test_the_cache_is_bounded_and_a_small_one_changes_nothing(slide):
     ):
         np.testing.assert_array_equal(one, other)
         assert small._cache._bytes <= 100_000
+
+
+# The slide's own bytes.
+
+
+def test_a_tile_that_is_one_native_tile_keeps_the_slides_own_jpeg(slide, tmp_path):
+    parameters = TileConfig(mpp=0.25, size_px=256, min_tissue=0.2, min_focus=0)
+    offsets, counts, _ = table(slide)
+    data = slide.read_bytes()
+    outcome = tile_slide(SlideTask("s", "p", slide, None, parameters, tmp_path))
+    assert outcome.status == "ok"
+    store = TileStore(tmp_path / "s.zip")
+    tiles = store.tiles()
+    assert len(tiles) >= 8
+    reader = opened(slide)
+    for tile in tiles:
+        number = tile.y // 256 * NATIVE_SIDE + tile.x // 256
+        own = data[offsets[number] : offsets[number] + counts[number]]
+        assert store.read_bytes(tile.x, tile.y) == own
+        np.testing.assert_array_equal(
+            store.read(tile.x, tile.y), reader.read_region(tile.x, tile.y, 256, 256, 0.25)
+        )
+
+
+def test_bytes_with_shared_tables_stand_on_their_own(real_slides):
+    reader = opened(real_slides / "CMU-1-Small-Region.svs", "jpeg")
+    mpp = reader.properties.mpp
+    stream = reader.native_jpeg(480, 720, 240, mpp)
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(io.BytesIO(stream)).convert("RGB")),
+        reader.read_region(480, 720, 240, 240, mpp),
+    )
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "size_px", "mpp"),
+    [(1, 0, 256, 0.25), (0, 100, 256, 0.25), (0, 0, 128, 0.25), (0, 0, 128, 0.5), (0, 0, 256, 0.5)],
+)
+def test_any_other_tile_is_encoded(slide, x, y, size_px, mpp):
+    assert opened(slide).native_jpeg(x, y, size_px, mpp) is None
+    assert opened(slide, "openslide").native_jpeg(0, 0, 256, 0.25) is None
 
 
 # Which reader, and why.
