@@ -24,6 +24,7 @@ from medkd.slides.readers import open_reader
 from medkd.slides.store import TileStore
 from medkd.slides.synthetic import SlideSpec, write_slide
 from medkd.slides.tile_slide import SlideTask, tile_slide
+from medkd.slides.tiling import open_slide_for_tiling
 
 SIDE_PX = 1100  # not a multiple of the native 256 px: tiles at the edges reach beyond
 
@@ -302,6 +303,35 @@ def test_a_tile_with_a_hole_in_its_data_is_unreadable(slide, copy):
         number = number_in_table(index)
         overwrite(copy, offsets[number] + counts[number] // 2, bytes(counts[number] // 4))
     check(copy, native_tiles(slide), {2, 7})
+
+
+def test_the_stage_counts_just_the_tiles_that_lie_on_damage(slide, copy, tmp_path):
+    offsets, counts, _ = table(slide)
+    parameters = TileConfig(mpp=0.5, size_px=50, min_focus=0, max_unreadable=1)
+    whole = fates(slide, parameters)
+    damaged = [(1, 1), (3, 2)]  # row and column of native tiles
+    for row, column in damaged:
+        number = row * NATIVE_SIDE + column
+        overwrite(copy, offsets[number], bytes(counts[number]))
+    found = fates(copy, parameters)
+    # A tile of 50 px at 0.5 um/px is 100 px of level 0 wide.
+    expected = {
+        (x, y)
+        for (x, y), fate in whole.items()
+        if fate != "background"
+        for row, column in damaged
+        if column * 256 - 100 < x < column * 256 + 256 and row * 256 - 100 < y < row * 256 + 256
+    }
+    assert len(expected) > 10
+    assert {place for place, fate in found.items() if fate == "unreadable"} == expected
+    assert {p: f for p, f in found.items() if p not in expected} == {
+        p: f for p, f in whole.items() if p not in expected
+    }
+
+
+def fates(path: Path, parameters: TileConfig) -> dict[tuple[int, int], str]:
+    with open_slide_for_tiling(path, parameters) as scanned:
+        return {(tile.x, tile.y): tile.fate for tile in scanned.tiles()}
 
 
 @pytest.mark.parametrize("tenth", range(1, 11))
