@@ -1,29 +1,26 @@
-"""Every network of the zoo, its input and what is refused."""
+"""Every network of the zoo: what it gives, how it is exported, and what is refused."""
 
 from __future__ import annotations
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import nn
 
 from medkd.errors import ConfigError
-from medkd.networks.zoo import NETWORK_NAMES, build_network, count_parameters
+from medkd.networks.zoo import FAMILIES, NETWORK_NAMES, build_network, count_parameters
+from medkd.training.export import export_onnx
+from tests.networks.conftest import settle
+
+_SMALLEST = {"ResNet (MONAI)": {"width": 0.25}}
 
 
 @pytest.mark.parametrize("name", NETWORK_NAMES)
 def test_logits_have_one_column_per_class(name: str) -> None:
-    network = build_network(name, classes=3).eval()
-    with torch.no_grad():
-        assert network(torch.rand(2, 3, 64, 64)).shape == (2, 3)
-
-
-def test_the_resnet_stem_halves_the_image() -> None:
-    network = build_network("resnet18", classes=2).network
-    assert network.conv1.stride == (2, 2)
-    sizes = {}
-    network.layer4.register_forward_hook(lambda _m, _i, out: sizes.update(layer4=out.shape))
-    network.eval()(torch.rand(1, 3, 224, 224))
-    assert sizes["layer4"] == (1, 512, 7, 7)
+    with torch.device("meta"):
+        network = build_network(name, classes=3).eval()
+        assert network(torch.zeros(2, 3, 64, 64)).shape == (2, 3)
 
 
 def test_parameters_of_resnet18() -> None:
@@ -36,21 +33,55 @@ def test_width_scales_the_channels() -> None:
     network = build_network("resnet10", classes=2, width=0.25)
     convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
     assert convolutions[0].out_channels == 16
-    assert network.network.fc.in_features == 128
+    assert network.pooled_channels == 128
 
 
-def test_the_network_normalises_its_own_input() -> None:
-    network = build_network("resnet10", classes=2, width=0.25)
-    seen = {}
-    network.network.register_forward_pre_hook(lambda _m, args: seen.update(images=args[0]))
-    network.eval()(torch.full((1, 3, 64, 64), 0.5))
-    # (0.5 - mean) / std of ImageNet, by hand
-    expected = [0.0655, 0.1964, 0.4178]
-    assert seen["images"][0, :, 0, 0].tolist() == pytest.approx(expected, abs=1e-4)
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.title)
+def test_the_exported_network_gives_the_same_probabilities(family) -> None:
+    torch.manual_seed(0)
+    px = min(family.input_px, 64)
+    rng = np.random.default_rng(0)
+    tiles = rng.integers(0, 256, (3, px, px, 3), dtype=np.uint8)
+    images = torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 255
+    network = build_network(family.names[0], classes=3, **_SMALLEST.get(family.title, {}))
+    settle(network, images)
+    with torch.no_grad():
+        expected = torch.softmax(network(images), dim=1).numpy()
+    session = onnxruntime.InferenceSession(export_onnx(network, px))
+    (probabilities,) = session.run(None, {"tiles": tiles})
+    assert np.ptp(expected) > 1e-3
+    np.testing.assert_allclose(probabilities, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.title)
+@torch.no_grad()
+def test_the_network_is_one_graph(family) -> None:
+    px = min(family.input_px, 64)
+    options = _SMALLEST.get(family.title, {})
+    network = build_network(family.names[0], classes=3, **options).eval()
+    images = torch.rand(2, 3, px, px)
+    # fullgraph refuses whatever torch.compile would have to run outside a graph.
+    compiled = torch.compile(network, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(images), network(images))
 
 
 def test_what_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"unknown network 'resnet19'. Did you mean 'resnet1"):
         build_network("resnet19", classes=2)
-    with pytest.raises(ConfigError, match="'densenet121' has no width factor"):
+    with pytest.raises(ConfigError, match=r"train: unknown network 'u'. 'medkd networks' lists"):
+        build_network("u", classes=2)
+    with pytest.raises(ConfigError, match=r"'densenet121' has no width factor. Leave 'width' out"):
         build_network("densenet121", classes=2, width=0.5)
+    with pytest.raises(ConfigError, match="'vit-tiny' has no choice of stem stride"):
+        build_network("vit-tiny", classes=2, stem_stride=1)
+    with pytest.raises(ConfigError, match="'densenet121' has no choice of max-pool"):
+        build_network("densenet121", classes=2, max_pool=False)
+    with pytest.raises(ConfigError, match="'resnet18' has no pretrained weights"):
+        build_network("resnet18", classes=2, pretrained=True)
+    with pytest.raises(ConfigError, match=r"the stem stride is 3. Use 1 or 2"):
+        build_network("resnet10", classes=2, stem_stride=3)
+    for width in (0.001, -1.0, 0.0, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match=r"leaves 'resnet10' no channels. Use at least 0.01"):
+            build_network("resnet10", classes=2, width=width)
+    with pytest.raises(ConfigError, match=r"^train.students.1: unknown network"):
+        build_network("u", classes=2, where="train.students.1")
