@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import textwrap
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -53,6 +54,11 @@ class TileConfig(Strict):
     size_px: Annotated[int, Field(ge=16, le=4096)] = Field(
         224, description="Side of a tile, pixels at that resolution."
     )
+    size_um: Micrometres | None = Field(
+        None,
+        description="Side of a tile, micrometres; then 'mpp' follows from it and 'size_px' and is "
+        "left out.",
+    )
     step_px: Positive | None = Field(
         None, description="Distance between tiles, pixels; null: the side (no overlap)."
     )
@@ -97,15 +103,21 @@ class TileConfig(Strict):
     use_objective_power: bool = Field(
         False, description="Where mpp is missing, take 10 / objective power (a guess, recorded)."
     )
-    reader: Literal["auto", "jpeg", "openslide"] = Field(
+    reader: Literal["auto", "jpeg", "openslide", "cucim"] = Field(
         "auto",
         description="What reads slides: 'jpeg' decodes the native tiles of JPEG pyramids, fast; "
-        "'openslide' reads every format; 'auto' takes the first where it can.",
+        "'openslide' reads every format; 'auto' takes the first where it can. 'cucim' (an extra) "
+        "reads only pyramids whose every native tile was checked before.",
     )
     icc: Literal["ignore", "apply"] = Field(
         "ignore",
         description="Whether a slide's ICC profile is applied, so that colours become sRGB; such "
         "a slide is read through OpenSlide. infer repeats it.",
+    )
+    store: Literal["jpeg", "coordinates"] = Field(
+        "jpeg",
+        description="'jpeg' keeps a copy of each tile; 'coordinates' just its place: training and "
+        "infer then read the slide itself, without that JPEG's loss.",
     )
     jpeg_quality: Annotated[int, Field(ge=50, le=100)] = Field(
         90, description="JPEG quality of stored tiles; infer repeats the same encoding."
@@ -114,6 +126,27 @@ class TileConfig(Strict):
         3600.0, description="A slide that takes longer is given up, seconds."
     )
     workers: Positive = Field(2, description="Slides read at the same time, a process each.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _size_gives_mpp(cls, content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        size_um, size_px = content.get("size_um"), content.get("size_px", cls._default("size_px"))
+        numbers = isinstance(size_um, int | float) and isinstance(size_px, int)
+        if not numbers or size_um <= 0 or size_px < 1:
+            return content  # without it, or told as a fault of its own
+        mpp = content.get("mpp")
+        if isinstance(mpp, int | float) and not math.isclose(mpp * size_px, size_um, rel_tol=1e-9):
+            raise ValueError(
+                f"'size_um' {size_um:g} over 'size_px' {size_px} is {size_um / size_px:g} um/px, "
+                f"and 'mpp' is {mpp:g}: leave 'mpp' out (or set it to null)"
+            )
+        return {**content, "mpp": size_um / size_px}
+
+    @classmethod
+    def _default(cls, name: str) -> Any:
+        return cls.model_fields[name].default
 
     @model_validator(mode="after")
     def _annotations_have_a_use(self) -> TileConfig:
@@ -134,12 +167,13 @@ class TileConfig(Strict):
         How many processes made it does not, nor how long they might take, nor where the
         annotations lay: each slide's record has a digest of its own.
         """
-        return self.model_dump(mode="json", exclude={"workers", "time_limit_s", "annotations"})
+        never = {"workers", "time_limit_s", "annotations", "size_um"}  # mpp says the last
+        return self.model_dump(mode="json", exclude=never)
 
     def packaged(self) -> dict[str, Any]:
         """What a model package says of its tiles: what was drawn on slides stays behind."""
         drawn = {"annotations", "annotations_include", "annotations_exclude"}
-        return self.model_dump(mode="json", exclude=drawn)
+        return self.model_dump(mode="json", exclude=drawn | {"size_um"})
 
 
 class SplitConfig(Strict):

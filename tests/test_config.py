@@ -57,6 +57,38 @@ def test_numbers_with_an_exponent_are_numbers(tmp_path: Path, text: str) -> None
     assert load_config(None, (f"train.learning_rate={text}",)).train.learning_rate == 0.001
 
 
+def test_a_tile_can_be_asked_for_in_micrometres(tmp_path: Path) -> None:
+    """256 um over 512 px is 0.5 um/px, in the record as if it had been asked for by mpp."""
+    tile = load_config(write(tmp_path, "tile: {size_um: 256, size_px: 512}\n")).tile
+    assert (tile.mpp, tile.size_px) == (0.5, 512)
+    by_mpp = load_config(write(tmp_path, "tile: {mpp: 0.5, size_px: 512}\n")).tile
+    assert tile.recorded() == by_mpp.recorded()
+    assert tile.packaged() == by_mpp.packaged()
+    default_side = load_config(None, ("tile.size_um=112",)).tile
+    assert (default_side.mpp, default_side.size_px) == (0.5, 224)
+    agreeing = load_config(None, ("tile.size_um=112", "tile.mpp=0.5")).tile
+    assert agreeing.mpp == 0.5
+
+
+@pytest.mark.parametrize(
+    ("tile", "what"),
+    [
+        (
+            "{size_um: 256, mpp: 0.5}",
+            "medkd.yaml:1: 'tile': 'size_um' 256 over 'size_px' 224 is 1.14286 um/px, and 'mpp' is "
+            "0.5: leave 'mpp' out (or set it to null)",
+        ),
+        ("{size_um: 0}", "medkd.yaml:1: 'tile.size_um' (it is 0): "),
+        ("{size_um: 100, size_px: 0}", "medkd.yaml:1: 'tile.size_px' (it is 0): "),
+        ("{size_um: a}", "medkd.yaml:1: 'tile.size_um' (it is 'a'): "),
+    ],
+)
+def test_micrometres_that_make_no_sense_are_told(tmp_path: Path, tile: str, what: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, f"tile: {tile}\n"))
+    assert what in str(caught.value)
+
+
 def test_what_a_run_wrote_down_reads_back(tmp_path: Path) -> None:
     config = load_config(None, (f"output={tmp_path}", "train.epochs=7", "tile.mpp=1"))
     text = yaml.safe_dump(config.resolved())

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,15 +17,12 @@ from monai.utils import dtype_numpy_to_torch, dtype_torch_to_numpy
 
 from medkd.config import TileConfig
 from medkd.errors import SlideError
+from medkd.slides.open_slides import OpenSlides
 from medkd.slides.reader import RegionUnreadableError, SlideProperties, SlideReader
 from medkd.slides.readers import open_reader
 
 NO_LEVEL = -1
 """``level`` in the metadata of a patch that was asked for by mpp or power, not by level."""
-
-# Slides that a forked process got from its parent. The two share the position in each file, which
-# even closing may move: they are neither used nor closed.
-_inherited: list[OrderedDict[Path, SlideReader]] = []
 
 
 class _Request(NamedTuple):
@@ -109,7 +104,7 @@ class MedkdWSIReader(BaseWSIReader):
         # How fine a slide must be is a matter of each request, not of opening it.
         self._parameters = parameters.model_copy(update={"max_upsampling": math.inf})
         self._table_mpp = {Path(path): value for path, value in (table_mpp or {}).items()}
-        self._slides = _OpenSlides(open_slides)
+        self._slides = OpenSlides(open_slides)
 
     def read(  # type: ignore[override]  # there are no further options
         self, data: Sequence[PathLike] | PathLike
@@ -329,48 +324,6 @@ class MedkdWSIReader(BaseWSIReader):
         if not on_gpu:
             return patch
         return torch.as_tensor(patch, dtype=dtype_numpy_to_torch(self.dtype), device=self.device)
-
-
-class _OpenSlides:
-    """The slides that this process has open, the last used ones; read one at a time."""
-
-    def __init__(self, limit: int) -> None:
-        if limit < 1:
-            raise ValueError(f"'open_slides' must be at least 1, not {limit}")
-        self._limit = limit
-        self._begin()
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return _OpenSlides, (self._limit,)
-
-    @contextmanager
-    def using(self, path: Path, opened: Callable[[], SlideReader]) -> Iterator[SlideReader]:
-        """The slide at ``path``, by ``opened`` unless it is open already."""
-        self._leave_inherited()
-        with self._lock:
-            if path not in self._slides:
-                self._slides[path] = opened()
-            self._slides.move_to_end(path)
-            while len(self._slides) > self._limit:
-                self._slides.popitem(last=False)[1].close()
-            yield self._slides[path]
-
-    def close(self) -> None:
-        """Close all of them."""
-        self._leave_inherited()
-        with self._lock:
-            while self._slides:
-                self._slides.popitem()[1].close()
-
-    def _begin(self) -> None:
-        self._pid = os.getpid()
-        self._lock = Lock()
-        self._slides: OrderedDict[Path, SlideReader] = OrderedDict()
-
-    def _leave_inherited(self) -> None:
-        if self._pid != os.getpid():
-            _inherited.append(self._slides)
-            self._begin()
 
 
 def _level_request(slide: SlideProperties, level: int) -> _Request:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -18,20 +18,29 @@ def seed_of(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
-def patch_items(tiles: pd.DataFrame, tiles_folder: Path, classes: Sequence[str]) -> list[dict]:
+def patch_items(
+    tiles: pd.DataFrame,
+    tiles_folder: Path,
+    classes: Sequence[str],
+    *,
+    store: Literal["jpeg", "coordinates"] = "jpeg",
+) -> list[dict]:
     """One item per row of ``tiles``.
 
     Args:
         tiles: rows of the index with a column ``label``.
-        tiles_folder: where the zip stores lie.
+        tiles_folder: where the stores lie.
         classes: gives the number of each label.
+        store: what they hold, ``tile.store`` of the configuration.
 
     Returns:
-        ``{"image": (zip path, x, y), "label": int}`` for each tile.
+        ``{"image": (path, x, y), "label": int}`` for each tile; the path is of the zip of JPEGs,
+        or of the record of a slide that is read itself.
     """
+    ending = {"jpeg": "zip", "coordinates": "json"}[store]
     number = {name: index for index, name in enumerate(classes)}
     return [
-        {"image": (str(tiles_folder / f"{slide}.zip"), int(x), int(y)), "label": number[label]}
+        {"image": (str(tiles_folder / f"{slide}.{ending}"), int(x), int(y)), "label": number[label]}
         for slide, x, y, label in zip(
             tiles["slide_id"], tiles["x"], tiles["y"], tiles["label"], strict=True
         )

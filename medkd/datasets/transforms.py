@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,30 +18,38 @@ from monai.transforms import (
     ToTensord,
 )
 
+from medkd.slides.slide_tiles import SlideTiles
 from medkd.slides.store import TileStore
 
 
 class LoadStoredTiled(MapTransform):
-    """Read tiles from the zip store.
+    """Read tiles from zip stores, or from the slides themselves where a store has places only.
 
-    An item ``{"image": (path of the zip, x, y), ...}`` becomes ``{"image": uint8 3 x H x W, ...}``,
-    RGB. A worker process opens each zip by itself.
+    An item ``{"image": (path, x, y), ...}`` becomes ``{"image": uint8 3 x H x W, ...}``, RGB. The
+    path is that of the zip, or of the slide's record (``.json``). A worker process opens each file
+    by itself.
     """
 
     def __init__(self, keys: KeysCollection) -> None:
         super().__init__(keys)
         self._stores: dict[str, TileStore] = {}
+        self._slides = SlideTiles()
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Read every key's tile."""
         item = dict(data)
         for key in self.key_iterator(item):
             path, x, y = item[key]
-            if path not in self._stores:
-                self._stores[path] = TileStore(path)
-            tile = self._stores[path].read(x, y)
+            tile = self._read(path, x, y)
             item[key] = np.ascontiguousarray(tile.transpose(2, 0, 1))
         return item
+
+    def _read(self, path: str, x: int, y: int) -> np.ndarray:
+        if path.endswith(".json"):
+            return self._slides.read(Path(path), x, y)
+        if path not in self._stores:
+            self._stores[path] = TileStore(path)
+        return self._stores[path].read(x, y)
 
 
 class RandColourJitterd(RandomizableTransform, MapTransform):

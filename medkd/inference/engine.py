@@ -16,7 +16,6 @@ from medkd.inference.package import ModelPackage
 from medkd.slide_level.call import Call, make_call
 from medkd.slide_level.pooling import SlideScore, pool_slide
 from medkd.slides.reader import SlideProperties
-from medkd.slides.store import decode_tile
 from medkd.slides.tiling import TileCounts, open_slide_for_tiling
 
 _BATCH_TILES = 32
@@ -141,8 +140,7 @@ def infer_slide(
         for tile in slide.tiles():
             fates.append(tile.fate)
             if tile.pixels is not None:
-                # The students learnt on stored tiles: what JPEG took from those is taken here too.
-                batch.append(decode_tile(slide.stored_jpeg(tile)))
+                batch.append(slide.learnt_pixels(tile))
                 places.append((tile.x, tile.y))
                 if len(batch) == _BATCH_TILES:
                     flush()

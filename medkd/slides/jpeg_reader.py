@@ -13,6 +13,7 @@ import os
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -31,6 +32,9 @@ from medkd.slides.regions import check_bounds, finest_needed, read_thumbnail
 
 NATIVE_READER = f"native JPEG, simplejpeg {simplejpeg.__version__}"
 """As it stands in the record of a slide."""
+
+CACHE_BYTES = 256 * 2**20
+"""Of decoded native tiles; a row of tiles 112 um high across 25 mm at 0.5 um/px needs 60 MB."""
 
 # A slide of 0.2527 um/px is halved to 0.5053 for tiles of 0.5, and enlarged by 1 per cent: that
 # loses nothing to the eye and saves three quarters of the pixels.
@@ -60,8 +64,7 @@ class JpegReader:
         properties: of the slide.
         warnings: a sentence each.
         levels: of the pyramid, in the order of ``properties.level_downsamples``.
-        cache_bytes: bound of the decoded native tiles that are kept. A row of tiles 112 um high
-            across 25 mm of slide at 0.5 um/px needs about 60 MB.
+        cache_bytes: bound of the decoded native tiles that are kept.
     """
 
     def __init__(
@@ -70,12 +73,12 @@ class JpegReader:
         warnings: tuple[str, ...],
         levels: tuple[JpegLevel, ...],
         *,
-        cache_bytes: int = 256 * 2**20,
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.properties = properties
         self.warnings = warnings
         self._levels = levels
-        self._descriptor: int | None = None
+        self._descriptors: dict[Path, int] = {}
         self._cache = _TileCache(cache_bytes)
 
     def read_region(
@@ -98,7 +101,7 @@ class JpegReader:
                 yield _resampled_or_error(plan, {key: self._entry(key) for key in plan.keys})
             return
         with contextlib.suppress(OSError):  # each tile tells it
-            self._open()
+            self._open(self._levels[self._level_for(mpp / self.properties.mpp)[0]])
         pool = ThreadPoolExecutor(threads)
         ahead: deque[Future[np.ndarray | RegionUnreadableError]] = deque()
         try:
@@ -146,11 +149,13 @@ class JpegReader:
         level = self._levels[plan.number]
         try:
             data = read_tile_bytes(
-                self._open(), level, rows.first // size_px, columns.first // size_px
+                self._open(level), level, rows.first // size_px, columns.first // size_px
             )
         except (RegionUnreadableError, OSError):
             return None
-        return whole_stream(level, data) if data else None
+        # Zeros at its end fill it up, and are none of the image's.
+        image = data.rstrip(b"\0")
+        return whole_stream(level, image) if image else None
 
     def thumbnail(self, mpp: float) -> tuple[np.ndarray, np.ndarray]:
         """Read the whole slide in blocks of bounded size; see the protocol."""
@@ -159,11 +164,10 @@ class JpegReader:
         return read_thumbnail(self, mpp, self.properties.level_downsamples[number] * reduction)
 
     def close(self) -> None:
-        """Release the file and the cache."""
+        """Release the files and the cache."""
         self._cache.clear()
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
 
     def _level_for(self, scale: float) -> tuple[int, int]:
         """The coarsest level that is fine enough, and what its tiles can be divided by."""
@@ -206,18 +210,19 @@ class JpegReader:
         number, reduction, row, column = key
         level = self._levels[number]
         try:
-            data = read_tile_bytes(self._open(), level, row, column)
+            data = read_tile_bytes(self._open(level), level, row, column)
             return decode_native_tile(level, data, reduction) if data else None
         except RegionUnreadableError as error:
             return error
         except OSError as error:
             return RegionUnreadableError(str(error))
 
-    def _open(self) -> int:
+    def _open(self, level: JpegLevel) -> int:
         # Opened at the first read, so in the process that reads.
-        if self._descriptor is None:
-            self._descriptor = os.open(self.properties.path, os.O_RDONLY)
-        return self._descriptor
+        descriptor = self._descriptors.get(level.path)
+        if descriptor is None:
+            descriptor = self._descriptors[level.path] = os.open(level.path, os.O_RDONLY)
+        return descriptor
 
 
 class _Plan(NamedTuple):

@@ -1,4 +1,4 @@
-"""The tile store: one zip of JPEGs for each slide, and the index over all of them."""
+"""The tile store: one zip of JPEGs (or of bare places) for each slide, and the index over all."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ INDEX_COLUMNS = {
     "tissue_fraction": "float32",
     "focus": "float32",
 }
+
+_JPEG = ".jpg"
 
 _TILE_FIRST = "Run 'medkd tile' first."
 
@@ -69,16 +71,17 @@ class TileStoreWriter:
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self._archive = archive
 
-    def add(self, tile: StoredTile, jpeg: bytes) -> None:
-        """Store one tile; its figures go into the entry's comment."""
-        entry = zipfile.ZipInfo(f"{tile.x}_{tile.y}.jpg", _ZIP_DATE)
+    def add(self, tile: StoredTile, jpeg: bytes | None) -> None:
+        """Store one tile, or just its place; its figures go into the entry's comment."""
+        ending = _JPEG if jpeg is not None else ""
+        entry = zipfile.ZipInfo(f"{tile.x}_{tile.y}{ending}", _ZIP_DATE)
         entry.comment = (
             f"tissue_fraction={tile.tissue_fraction:.4f} focus={tile.focus:.5f}".encode()
         )
         # The permissions and system of the machine would otherwise be written too.
         entry.create_system = 3
         entry.external_attr = 0o644 << 16
-        self._archive.writestr(entry, jpeg, zipfile.ZIP_STORED)
+        self._archive.writestr(entry, jpeg or b"", zipfile.ZIP_STORED)
 
 
 @contextmanager
@@ -129,7 +132,7 @@ class TileStore:
     def read_bytes(self, x: int, y: int) -> bytes:
         """The JPEG of the tile at (x, y); raises as :meth:`read`."""
         try:
-            return self._open().read(f"{x}_{y}.jpg")
+            return self._open().read(f"{x}_{y}{_JPEG}")
         except KeyError:
             raise self._unusable(f"has no tile at ({x}, {y})") from None
         except zipfile.BadZipFile as error:
@@ -234,6 +237,6 @@ def read_tile_records(folder: Path, slide_ids: Iterable[str]) -> dict[str, dict[
 
 
 def _stored_tile(entry: zipfile.ZipInfo) -> StoredTile:
-    x, _, y = entry.filename.removesuffix(".jpg").partition("_")
+    x, _, y = entry.filename.removesuffix(_JPEG).partition("_")
     figures = dict(part.split("=") for part in entry.comment.decode().split())
     return StoredTile(int(x), int(y), float(figures["tissue_fraction"]), float(figures["focus"]))

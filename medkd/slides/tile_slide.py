@@ -21,9 +21,9 @@ from medkd.config import TileConfig
 from medkd.errors import OutputError, SlideError
 from medkd.files import output_errors, write_bytes, write_json
 from medkd.slides.annotations import Annotations, annotation_digest, read_annotations
-from medkd.slides.jpeg_reader import NATIVE_READER
-from medkd.slides.openslide_reader import OPENSLIDE_READER, fingerprint
+from medkd.slides.openslide_reader import fingerprint
 from medkd.slides.preview import draw_preview
+from medkd.slides.readers import reader_now
 from medkd.slides.store import StoredTile, writing_store
 from medkd.slides.tiling import (
     ScannedSlide,
@@ -148,13 +148,16 @@ def outdated(task: SlideTask) -> str | None:
     compared = {
         "schema version": (record.get("schema_version"), SCHEMA_VERSION),
         "medkd": (record.get("software", {}).get("medkd"), medkd.__version__),
-        "reader": (slide.get("reader"), _reader_now(slide.get("reader", ""))),
+        "reader": (slide.get("reader"), reader_now(slide.get("reader", ""))),
         "patient": (record.get("patient_id"), task.patient_id),
         "mpp in slides.csv": (record.get("table_mpp"), task.table_mpp),
         "slide file": (slide.get("fingerprint"), fingerprint_now),
         "annotations": (drawn.get("sha256"), digest),
     }
     parameters, before = task.parameters.recorded(), record.get("parameters", {})
+    if before.get("store") == "coordinates":
+        # Training looks for the slide where the record says.
+        compared["slide path"] = (slide.get("path"), str(task.path))
     for key in sorted({*parameters, *before}):
         compared[f"tile.{key}"] = (before.get(key), parameters.get(key))
     changes = [
@@ -163,11 +166,6 @@ def outdated(task: SlideTask) -> str | None:
         if old != new
     ]
     return "; ".join(changes) or None
-
-
-def _reader_now(reader: str) -> str:
-    """What reads today what ``reader`` read."""
-    return NATIVE_READER if reader.startswith("native JPEG") else OPENSLIDE_READER
 
 
 def skipped(task: SlideTask) -> SlideOutcome:

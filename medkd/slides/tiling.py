@@ -35,7 +35,7 @@ from medkd.slides.judging import (
 from medkd.slides.quality import COARSE_MPP, area_mm2, black_mask, find_pen
 from medkd.slides.reader import RegionUnreadableError, SlideProperties, SlideReader
 from medkd.slides.readers import open_reader
-from medkd.slides.store import encode_tile
+from medkd.slides.store import decode_tile, encode_tile
 from medkd.slides.tissue import find_tissue
 
 # A tile of which less than this lies where annotations want it is refused.
@@ -207,17 +207,25 @@ class ScannedSlide:
         judged = judge_tile(pixels, parameters, tissue_fraction=tissue_fraction, stain=self._stain)
         return Tile(x, y, *judged, pixels if judged.fate == USED else None)
 
-    def stored_jpeg(self, tile: Tile) -> bytes:
-        """What the store holds of a used tile.
+    def stored_jpeg(self, tile: Tile) -> bytes | None:
+        """What the store holds of a used tile; None where it holds places only.
 
         The slide's own JPEG where the tile is one native tile: no further loss. Else it is encoded.
         """
         parameters = self.parameters
+        if parameters.store == "coordinates":
+            return None
         native = self._reader.native_jpeg(tile.x, tile.y, parameters.size_px, parameters.mpp)
         if native is not None:
             return native
         assert tile.pixels is not None
         return encode_tile(tile.pixels, parameters.jpeg_quality)
+
+    def learnt_pixels(self, tile: Tile) -> np.ndarray:
+        """A used tile as training sees it: with what the store's JPEG took, if it holds JPEGs."""
+        assert tile.pixels is not None
+        jpeg = self.stored_jpeg(tile)
+        return tile.pixels if jpeg is None else decode_tile(jpeg)
 
     def _shares(self, mask: np.ndarray) -> np.ndarray:
         """The share of each candidate that ``mask`` covers: float, rows x columns.

@@ -89,7 +89,7 @@ def load_tile_table(config: Config, rows: Sequence[SlideRow]) -> TileTable:
 def training_loader(config: Config, tiles: pd.DataFrame) -> tuple[PatchDataset, EpochSampler]:
     """The dataset and the sampler of the training role."""
     train = config.train
-    items = patch_items(tiles, config.tiles_folder, config.data.classes)
+    items = _items(config, tiles)
     dataset = PatchDataset(
         items,
         tile_transforms(augment=train.augment),
@@ -119,13 +119,17 @@ def epoch_batches(
 def evaluation_batches(config: Config, tiles: pd.DataFrame, *, cache: bool) -> DataLoader:
     """All ``tiles`` in their order, without augmentation."""
     dataset = PatchDataset(
-        patch_items(tiles, config.tiles_folder, config.data.classes),
+        _items(config, tiles),
         tile_transforms(augment=False),
         cache_mb=config.train.cache_mb if cache else 0,
         tile_bytes=3 * config.tile.size_px**2,
         seed=config.seed,
     )
     return _loader(dataset, config, batch_size=2 * config.train.batch_size)
+
+
+def _items(config: Config, tiles: pd.DataFrame) -> list[dict]:
+    return patch_items(tiles, config.tiles_folder, config.data.classes, store=config.tile.store)
 
 
 def _loader(dataset: PatchDataset, config: Config, **options: object) -> DataLoader:

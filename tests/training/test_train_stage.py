@@ -19,6 +19,10 @@ from safetensors.torch import load_file
 from medkd.config import Config
 from medkd.errors import MethodError, StageError, TrainingError
 from medkd.files import sha256_of_file
+from medkd.inference.engine import Students, infer_slide
+from medkd.inference.package import load_package
+from medkd.slides.tile_stage import run_tile_stage
+from medkd.training.predict_stage import run_predict_stage
 from medkd.training.train_stage import build_cohort, run_train_stage
 from tests.conftest import Cohort
 
@@ -193,3 +197,27 @@ def test_what_is_missing_is_named(cohort: Cohort) -> None:
     cohort.config.splits_file.unlink()
     with pytest.raises(StageError, match="medkd split"):
         run_train_stage(cohort.config, cohort.rows)
+
+
+@pytest.mark.parametrize("store", ["jpeg", "coordinates"])
+def test_infer_gives_a_tile_the_probability_that_predict_gave_it(
+    cohort: Cohort, store: str
+) -> None:
+    """The same pixels on both ways, whether the store has JPEGs or places only."""
+    config = cohort.variant(f"tile.store={store}", "train.epochs=1")
+    if store == "coordinates":
+        redone = run_tile_stage(cohort.rows, config.tile, config.tiles_folder).redone
+        assert {why for _, why in redone} == {"tile.store was jpeg, is coordinates"}
+    run_train_stage(config, cohort.rows)
+    path = run_predict_stage(config, cohort.rows)[0]
+    predictions = pd.read_parquet(path)
+    slide = cohort.rows[0]
+    students = predictions[
+        (predictions["slide_id"] == slide.slide_id) & predictions["network"].str.match("student_")
+    ]
+    expected = students.groupby(["x", "y"])["probability"].mean()
+    package = load_package(config.model_folder, needs_operating_point=False)
+    found = infer_slide(slide.path, package, Students(package)).tiles
+    assert len(found) == len(expected) > 5
+    for tile in found:
+        assert tile.probability == pytest.approx(expected[tile.x, tile.y], abs=1e-4)
