@@ -35,6 +35,8 @@ _LEAST_CONTRAST = 8.0
 
 _BLOCK_ROWS = 256
 
+_EXACT_REDUCTIONS = (2, 4, 8, 16)
+
 _SMALLEST_STROKE_MM2 = 0.005  # a dot of a fine pen; stained debris is smaller
 _STROKE_RIM_UM = 40.0  # ink fades out at a stroke's edge, and is out of focus
 
@@ -49,7 +51,14 @@ def resample(pixels: np.ndarray, mpp: float, to_mpp: float) -> np.ndarray:
         return pixels
     height, width = pixels.shape[:2]
     size = (max(round(width * factor), 1), max(round(height * factor), 1))
-    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX))
+    image = Image.fromarray(pixels)
+    times = width // size[0]
+    # Pillow rounds after each axis, and takes the columns of a tall image last. Where two calls
+    # of its faster reduction round alike, to the last bit, they take half the time.
+    exact = times in _EXACT_REDUCTIONS and (times * size[0], times * size[1]) == (width, height)
+    if exact and height <= width:
+        return np.asarray(image.reduce((times, 1)).reduce((1, times)))
+    return np.asarray(image.resize(size, Image.Resampling.BOX))
 
 
 def brightest(image: np.ndarray) -> np.ndarray:
@@ -157,5 +166,20 @@ def focus_score(pixels: np.ndarray, mpp: float) -> float:
         mpp: its micrometres per pixel.
     """
     grey = resample(pixels, mpp, FOCUS_MPP).astype(np.float32) @ _LUMA
-    detail = ndimage.laplace(grey, mode="nearest").std() / 4
+    detail = _laplacian(grey).std() / 4
     return float(detail / max(grey.std(), _LEAST_CONTRAST))
+
+
+def _laplacian(grey: np.ndarray) -> np.ndarray:
+    """Sum of each pixel's differences to its four neighbours, those that there are: H x W.
+
+    What ndimage.laplace gives with ``mode="nearest"``, in a third of its time.
+    """
+    sums = np.zeros_like(grey)
+    down = grey[1:] - grey[:-1]
+    sums[:-1] += down
+    sums[1:] -= down
+    right = grey[:, 1:] - grey[:, :-1]
+    sums[:, :-1] += right
+    sums[:, 1:] -= right
+    return sums

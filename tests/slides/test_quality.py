@@ -95,6 +95,28 @@ def test_black():
     assert not black_mask(np.full((2, 2, 3), (0, 0, 40), np.uint8)).any()
 
 
+@pytest.mark.parametrize("shape", [(224, 224), (112, 448), (448, 112), (256, 320), (223, 223)])
+@pytest.mark.parametrize("to_mpp", [1.0, 2.0, 3.0, 8.0])
+def test_resampling_is_the_same_to_the_last_bit_by_whichever_way(shape, to_mpp):
+    """The short cut for halves, quarters ... rounds as Pillow's box filter does."""
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    size = [max(round(side * 0.5 / to_mpp), 1) for side in shape]
+    expected = Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.BOX)
+    np.testing.assert_array_equal(resample(pixels, 0.5, to_mpp), np.asarray(expected))
+
+
+def test_a_finer_image_is_not_made_up():
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    assert resample(pixels, 1.0, 0.5) is pixels
+
+
+def test_focus_is_detail_over_contrast():
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    grey = pixels @ np.array([0.299, 0.587, 0.114])
+    detail = ndimage.laplace(grey, mode="nearest").std() / 4
+    assert focus_score(pixels, 1.0) == pytest.approx(detail / grey.std(), rel=1e-5)
+
+
 def test_focus_by_hand():
     """Alternating columns of -a and +a: the Laplacian is 4a everywhere, so the score is 1."""
     columns = np.where(np.arange(64) % 2, 180, 60).astype(np.uint8)
