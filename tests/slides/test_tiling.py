@@ -4,13 +4,16 @@ import math
 
 import numpy as np
 import pytest
-import tifffile
 from scipy import ndimage
 
 from medkd.config import TileConfig
 from medkd.errors import SlideError
+from medkd.slides import tiling
 from medkd.slides.judging import REJECTIONS
-from medkd.slides.tiling import TileCounts, open_slide_for_tiling
+from medkd.slides.store import TileStore, encode_tile
+from medkd.slides.tile_slide import SlideTask, tile_slide
+from medkd.slides.tiling import ScannedSlide, TileCounts, open_slide_for_tiling
+from tests.slides.fake_reader import FakeReader
 
 # 64 px of 0.5 um: a tile is 32 um, four thumbnail pixels.
 SMALL = TileConfig(size_px=64, mpp=0.5)
@@ -136,25 +139,6 @@ def test_unreadable_tiles_are_counted_and_never_white(write_slide, damage, tissu
     assert any("could not be read at low resolution" in text for text in slide.warnings)
 
 
-def test_tissue_behind_an_unreadable_thumbnail_is_still_used(write_slide, tissue, glass):
-    """Only the pyramid's level is damaged: the tiles are judged by their own pixels."""
-    image = tissue(1024, 1024)
-    image[:, :512] = glass(1024, 512)
-    level1 = image.reshape(256, 4, 256, 4, 3).mean((1, 3)).astype(np.uint8)
-    path = write_slide("a.svs", image, level1)
-    _, expected = scan(path)
-    content = path.read_bytes()
-    with tifffile.TiffFile(path) as tiff:
-        page = tiff.pages[1]
-        for offset, length in zip(page.dataoffsets, page.databytecounts, strict=True):
-            content = content[:offset] + b"\xff" * length + content[offset + length :]
-    path.write_bytes(content)
-    slide, tiles = scan(path)
-    assert slide.tissue_area_mm2 == 0
-    inner = [at for at in fates(expected) if at[0] not in (448, 512)]
-    assert {at: fates(tiles)[at] for at in inner} == {at: fates(expected)[at] for at in inner}
-
-
 def test_too_many_unreadable_tiles_fail_the_slide_at_the_end(write_slide, damage, tissue):
     path = write_slide("a.svs", tissue(640, 640))
     damage(path, range(11))
@@ -241,3 +225,109 @@ def test_counts():
 def test_focus_is_nan_where_it_was_not_measured(write_slide, glass):
     _, tiles = scan(write_slide("a.svs", glass(128, 128)))
     assert all(math.isnan(tile.focus) for tile in tiles)
+
+
+# A slide in memory: every pixel that cannot be read is known.
+
+
+def scan_fake(reader: FakeReader, parameters=SMALL):
+    slide = ScannedSlide(reader, parameters)
+    return slide, list(slide.tiles())
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(("mpp", "step_px"), [(0.5, None), (0.5, 40), (0.25, None), (0.25, 72)])
+def test_just_the_tiles_with_an_unreadable_pixel_are_unreadable(tissue, seed, mpp, step_px):
+    """Tissue everywhere, damage anywhere: also across tiles, and beside them in the thumbnail."""
+    height, width = 600, 700
+    random = np.random.default_rng(seed)
+    rectangles = [
+        (int(random.integers(0, width - 90)), int(random.integers(0, height - 90)), *size)
+        for size in random.integers(1, 90, (5, 2)).tolist()
+    ]
+    damaged = np.zeros((height, width), bool)
+    for x, y, w, h in rectangles:
+        damaged[y : y + h, x : x + w] = True
+    reader = FakeReader(tissue(height, width), mpp, unreadable=rectangles)
+    slide, tiles = scan_fake(
+        reader, TileConfig(size_px=64, step_px=step_px, min_focus=0, max_unreadable=1)
+    )
+    side = round(64 * 0.5 / mpp)
+    expected = {
+        (tile.x, tile.y)
+        for tile in tiles
+        if damaged[tile.y : tile.y + side, tile.x : tile.x + side].any()
+    }
+    assert 0 < len(expected) < len(tiles)
+    assert {at for at, fate in fates(tiles).items() if fate == "unreadable"} == expected
+    counts = TileCounts.of(tile.fate for tile in tiles)
+    assert counts.candidate == slide.candidates == len(tiles)
+    assert (counts.unreadable, counts.used) == (len(expected), len(tiles) - len(expected))
+
+
+def test_a_tile_that_the_thumbnail_cannot_show_is_read_and_judged_by_its_own_pixels(tissue, glass):
+    image = tissue(512, 640)
+    image[:, :192] = glass(512, 192)
+    image[:, 512:] = glass(512, 128)
+    image[:, 256:320] = ndimage.gaussian_filter(image[:, 256:320], (10, 10, 0))
+    # The left half, but for its last row of tiles.
+    reader = FakeReader(image, unseen=[(0, 0, 320, 448)], unreadable=[(70, 10, 1, 1)])
+    slide, tiles = scan_fake(reader)
+    found = {(tile.x, tile.y): tile for tile in tiles}
+    for y in range(0, 448, 64):
+        row = [found[x, y].fate for x in range(0, 320, 64)]
+        assert row[0] == row[2] == "background"
+        assert row[1] == ("unreadable" if y == 0 else "background")
+        assert row[3:] == ["used", "out_of_focus"]
+        assert found[0, y].tissue_fraction == 0
+        assert found[192, y].tissue_fraction == 1
+    assert math.isnan(found[64, 0].tissue_fraction)
+    # Glass is read where the thumbnail does not show that it is glass, and nowhere else.
+    assert {at for at in reader.read if at[0] < 192} == {
+        (x, y) for x in (0, 64, 128) for y in range(0, 448, 64)
+    }
+    assert not {at for at in reader.read if at[0] >= 512}
+    # 20 x 28 of 40 x 32 thumbnail pixels.
+    assert slide.warnings == ("43.8% of the slide could not be read at low resolution",)
+
+
+def test_every_candidate_has_one_fate_whatever_is_on_the_slide(tissue, glass):
+    image = tissue(704, 1000)
+    image[:, :192] = glass(704, 192)
+    image[:, 320:448] = (30, 150, 120)  # green ink
+    image[:, 640:704] = (5, 5, 5)
+    image[:, 832:896] = ndimage.gaussian_filter(image[:, 832:896], (10, 10, 0))
+    reader = FakeReader(image, unreadable=[(900, 100, 30, 20), (100, 500, 3, 3)])
+    slide, tiles = scan_fake(reader)
+    counts = TileCounts.of(tile.fate for tile in tiles)
+    assert slide.candidates == counts.candidate == 15 * 11
+    assert counts.used + counts.unreadable + sum(counts.rejected.values()) == 15 * 11
+    # Columns of 11 tiles. Ink's rim of 80 px reaches a quarter into the next tile but one; black
+    # has a rim too, as it may be ink: 192 to 528, and 560 to 784 but for the black itself.
+    assert counts.rejected == dict.fromkeys(REJECTIONS, 0) | {
+        "background": 3 * 11 - 1,
+        "pen": (6 + 3) * 11,
+        "black": 11,
+        "out_of_focus": 11,
+    }
+    assert {at for at, fate in fates(tiles).items() if fate == "unreadable"} == {
+        (896, 64),
+        (64, 448),
+    }
+    assert counts.used == 10  # of the last column, in which one is unreadable
+    assert len(reader.read) == 10 + 2 + 11
+
+
+def test_the_store_holds_the_slide_s_own_jpeg_where_there_is_one(tissue, tmp_path, monkeypatch):
+    image = tissue(256, 256)
+    own = encode_tile(image[64:128, 128:192], 31)  # of a quality that the stage does not use
+    reader = FakeReader(image, native={(128, 64): own, (999, 999): b"of no tile"})
+    monkeypatch.setattr(tiling, "open_reader", lambda *_, **__: reader)
+    task = SlideTask("s", "p", tmp_path / "fake.svs", None, SMALL, tmp_path)
+    assert tile_slide(task).status == "ok"
+    with TileStore(tmp_path / "s.zip") as store:
+        assert len(store.tiles()) == 16
+        for tile in store.tiles():
+            x, y = tile.x, tile.y
+            encoded = encode_tile(image[y : y + 64, x : x + 64], SMALL.jpeg_quality)
+            assert store.read_bytes(x, y) == (own if (x, y) == (128, 64) else encoded)
