@@ -24,13 +24,15 @@ REDUCTIONS = (8, 4, 2, 1)
 """What the decoder can divide a tile's sides by."""
 
 _START, _END = b"\xff\xd8", b"\xff\xd9"
-# Adobe's marker with transform 0: the three components are red, green and blue as they are.
-_RGB_MARKER = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
+RGB_MARKER = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
+"""Adobe's, with transform 0: the three components are red, green and blue as they are."""
 
-# A directory that asks for more tiles than this is damaged: at 64 px a side it would be a slide
-# of 2 million px a side.
-_MOST_TILES = 2**30
+ITEM_HEADER = struct.Struct("<II")
+"""Before each item of DICOM's pixel data: :data:`ITEM_TAG` and the item's length in bytes."""
+ITEM_TAG = 0xE000FFFE
 
+MOST_TILES = 2**30
+"""A level that claims more is damaged: at 64 px a side it would be 2 million px wide and high."""
 
 # What it says of damaged directories, it says in exceptions too.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
@@ -49,13 +51,16 @@ class JpegLevel:
     """One level of the pyramid.
 
     Attributes:
+        path: of the file that its tiles lie in.
         width_px, height_px: of the level.
         tile_width_px, tile_height_px: of its native tiles; those at the edges reach beyond it.
         offsets, counts: of each tile's bytes in the file, row by row.
         shared: whether a tile's bytes are those of another one too.
         prefix: what the tiles' streams lack: the shared tables, and how their colours are meant.
+        in_items: each tile's bytes are an item of DICOM, behind the item's header.
     """
 
+    path: Path
     width_px: int
     height_px: int
     tile_width_px: int
@@ -64,6 +69,7 @@ class JpegLevel:
     counts: list[int]
     shared: list[bool]
     prefix: bytes
+    in_items: bool = False
 
     @property
     def columns(self) -> int:
@@ -100,7 +106,7 @@ def read_jpeg_levels(path: Path, level_sizes: Sequence[tuple[int, int]]) -> tupl
             tiled = {(page.imagewidth, page.imagelength): page for page in pages if page.is_tiled}
             if any(size not in tiled for size in level_sizes):
                 raise NotNativeError("its levels are not all tiled images of one TIFF file")
-            return tuple(_level(tiled[size]) for size in level_sizes)
+            return tuple(_level(path, tiled[size]) for size in level_sizes)
     except (NotNativeError, DamagedPyramidError):
         raise
     except Exception as error:  # a damaged directory fails in many ways
@@ -108,7 +114,7 @@ def read_jpeg_levels(path: Path, level_sizes: Sequence[tuple[int, int]]) -> tupl
         raise NotNativeError(f"its TIFF directory cannot be read ({kind})") from error
 
 
-def _level(page: tifffile.TiffPage) -> JpegLevel:
+def _level(path: Path, page: tifffile.TiffPage) -> JpegLevel:
     if page.compression != tifffile.COMPRESSION.JPEG:
         name = getattr(page.compression, "name", str(page.compression))
         raise NotNativeError(f"its tiles are compressed as {name}, not JPEG")
@@ -122,18 +128,19 @@ def _level(page: tifffile.TiffPage) -> JpegLevel:
     rows = -(-page.imagelength // page.tilelength)
     offsets = np.array(page.dataoffsets, np.int64)
     counts = np.array(page.databytecounts, np.int64)
-    if not 0 < columns * rows < _MOST_TILES or len(offsets) != columns * rows != len(counts):
+    if not 0 < columns * rows < MOST_TILES or len(offsets) != columns * rows != len(counts):
         raise DamagedPyramidError(
             f"it is {page.imagewidth} x {page.imagelength} px in tiles of {page.tilewidth} x "
             f"{page.tilelength} px and lists {len(offsets)} tiles, not {columns * rows}"
         )
     prefix = b""
     if page.photometric == tifffile.PHOTOMETRIC.RGB:
-        prefix += _RGB_MARKER
+        prefix += RGB_MARKER
     tables = page.jpegtables
     if tables:
         prefix += tables.removeprefix(_START).removesuffix(_END)
     return JpegLevel(
+        path=path,
         width_px=page.imagewidth,
         height_px=page.imagelength,
         tile_width_px=page.tilewidth,
@@ -165,20 +172,26 @@ def read_tile_bytes(descriptor: int, level: JpegLevel, row: int, column: int) ->
     """
     index = row * level.columns + column
     offset, count = level.offsets[index], level.counts[index]
-    if count == 0:
+    before = ITEM_HEADER.size if level.in_items else 0
+    if count == 0 and not level.in_items:
         return b""
     where = f"native tile {column}, {row}"
     if level.shared[index]:
         raise RegionUnreadableError(f"{where} has the bytes of another tile")
-    if offset <= 0 or count < 0 or offset + count > os.fstat(descriptor).st_size:
+    if offset <= before or count < 0 or offset + count > os.fstat(descriptor).st_size:
         raise RegionUnreadableError(f"{where} lies outside the file")
     try:
-        data = os.pread(descriptor, count, offset)
+        data = os.pread(descriptor, before + count, offset - before)
     except OSError as error:
         raise RegionUnreadableError(f"{where}: {error.strerror}") from error
-    if len(data) != count:
+    if len(data) != before + count:
         raise RegionUnreadableError(f"{where} is cut short")
-    return data
+    if not level.in_items:
+        return data
+    # A table of offsets may leave out the byte that fills an item up to an even length.
+    if ITEM_HEADER.unpack_from(data) not in ((ITEM_TAG, count), (ITEM_TAG, count + count % 2)):
+        raise RegionUnreadableError(f"{where} is not the item that the table of offsets says")
+    return data[before:]
 
 
 def decode_native_tile(level: JpegLevel, data: bytes, reduction: int) -> np.ndarray:

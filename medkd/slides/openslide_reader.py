@@ -15,6 +15,7 @@ from PIL import Image
 from medkd.config import TileConfig
 from medkd.errors import SlideError
 from medkd.slides.colour import Colour, colour_of
+from medkd.slides.dicom_headers import series_files
 from medkd.slides.reader import RegionUnreadableError, SlideProperties
 from medkd.slides.regions import check_bounds, finest_needed, read_in_turn, read_thumbnail
 from medkd.slides.resolution import MppMetadata, Resolution, believed_resolution
@@ -162,9 +163,20 @@ def open_openslide(
 def fingerprint(path: Path) -> str:
     """SHA-256 over the file's size and 16 blocks of 4 KiB spread evenly from end to end.
 
-    Cheap for any size. It tells one scan from another, and a re-exported or truncated file from
-    what it was; it is no checksum of every byte.
+    Of a DICOM slide, over all files of its series: the same, whichever of them was named, and
+    whatever they are called. Cheap for any size. It tells one scan from another, and a re-exported
+    or truncated file from what it was; it is no checksum of every byte.
+
+    Raises:
+        OSError: a file cannot be read.
     """
+    digests = sorted(_file_fingerprint(file) for file in series_files(path))
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _file_fingerprint(path: Path) -> str:
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     last = max(size - _FINGERPRINT_BLOCK_BYTES, 0)

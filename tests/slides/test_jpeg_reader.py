@@ -234,7 +234,7 @@ def test_the_choice_and_its_reason_are_told(slide, real_slides, write_slide, tis
     jpeg_2000 = opened(real_slides / "TCGA-CR-7395-01A-01-TS1.svs", table_mpp=0.5)
     assert "not JPEG" in jpeg_2000.properties.reader_reason
     dicom = opened(real_slides / "highdicom_sm_image.dcm")
-    assert dicom.properties.reader_reason == "dicom slides are read through OpenSlide"
+    assert dicom.properties.reader_reason == "its frames are not compressed, not JPEG baseline"
 
 
 def test_a_reader_that_was_asked_for_is_never_exchanged(write_slide, tissue):
