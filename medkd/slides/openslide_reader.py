@@ -17,7 +17,14 @@ from medkd.errors import SlideError
 from medkd.slides.colour import Colour, colour_of
 from medkd.slides.dicom_headers import series_files
 from medkd.slides.reader import RegionUnreadableError, SlideProperties
-from medkd.slides.regions import check_bounds, finest_needed, read_in_turn, read_thumbnail
+from medkd.slides.regions import (
+    check_bounds,
+    finest_needed,
+    level_window,
+    read_in_turn,
+    read_thumbnail,
+    resampled,
+)
 from medkd.slides.resolution import MppMetadata, Resolution, believed_resolution
 
 OPENSLIDE_READER = f"openslide {openslide.__library_version__}"
@@ -53,32 +60,17 @@ class OpenSlideReader:
     def read_region(
         self, x: float, y: float, width_px: int, height_px: int, mpp: float
     ) -> np.ndarray:
-        """Read from the next finer level and resample; see the protocol.
-
-        PIL's Hamming filter with antialiasing is an area average with soft edges. Plain box
-        averaging is not used: for scales such as 1.002 it drops a row every 500 pixels.
-        """
+        """Read from the next finer level and resample; see the protocol."""
         properties = self.properties
         scale = mpp / properties.mpp
-        width, height = width_px * scale, height_px * scale
-        check_bounds(properties, x, y, width, height)
+        extent = width_px * scale, height_px * scale
+        check_bounds(properties, x, y, *extent)
         level, downsample = self._level_for(scale)
         # Begin on a whole pixel of the level: OpenSlide would blur a fraction of one.
-        corner = [math.floor(math.floor(max(at, 0) / downsample) * downsample) for at in (x, y)]
-        offset = [
-            max(at - start, 0.0) / downsample for at, start in zip((x, y), corner, strict=True)
-        ]
-        end = [
-            min(start + length / downsample, size - at / downsample)
-            for start, length, size, at in zip(
-                offset, (width, height), self.level_sizes[level], corner, strict=True
-            )
-        ]
-        size = (max(math.ceil(end[0] - 1e-6), 1), max(math.ceil(end[1] - 1e-6), 1))
-        image = self._read_level(corner[0], corner[1], level, size)
-        box = (offset[0], offset[1], min(end[0], size[0]), min(end[1], size[1]))
-        resized = image.resize((width_px, height_px), Image.Resampling.HAMMING, box=box)
-        return np.array(resized)
+        left, top = (math.floor(math.floor(max(at, 0) / downsample) * downsample) for at in (x, y))
+        window = level_window((x, y), extent, (left, top), downsample, self.level_sizes[level])
+        image = self._read_level(left, top, level, window.size)
+        return resampled(image, (width_px, height_px), window.box)
 
     def read_tiles(
         self,

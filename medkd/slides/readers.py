@@ -37,8 +37,7 @@ def open_reader(
     OpenSlide opens every slide and says what it is. With ``auto`` a pyramid of JPEG tiles is then
     read from these tiles, every other slide through OpenSlide; ``reader_reason`` says why. A reader
     that was asked for by name is never exchanged for another, and cuCIM reads only where it was
-    asked for. ``cache_bytes`` bounds the decoded
-    native tiles that are kept.
+    asked for. ``cache_bytes`` bounds the decoded native tiles that are kept.
 
     Raises:
         SlideError: as :func:`medkd.slides.openslide_reader.open_openslide`, or ``not_native_jpeg``,

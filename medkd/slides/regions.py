@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from medkd.slides.reader import RegionUnreadableError, SlideProperties, SlideReader
 
@@ -49,6 +51,54 @@ def finest_needed(level_downsamples: tuple[float, ...], scale: float) -> int:
         if downsample <= scale * _LEVEL_TOLERANCE
     ]
     return max(fine_enough, default=(1.0, 0))[1]
+
+
+class LevelWindow(NamedTuple):
+    """What to read of a level for a region.
+
+    Attributes:
+        size: width and height to read, whole pixels of the level.
+        box: the region in what is read: left, top, right and bottom, pixels of the level.
+    """
+
+    size: tuple[int, int]
+    box: tuple[float, float, float, float]
+
+
+def level_window(
+    place: tuple[float, float],
+    extent: tuple[float, float],
+    start: tuple[float, float],
+    downsample: float,
+    level_size: tuple[int, int],
+) -> LevelWindow:
+    """The window of a level on which a region lies; it ends where the level does.
+
+    Args:
+        place: the region's top left corner, level-0 pixels.
+        extent: its width and height, level-0 pixels.
+        start: where the level's pixel begins from which on it is read, level-0 pixels.
+        downsample: of the level.
+        level_size: its width and height, pixels.
+    """
+    offset = [max(at - begin, 0.0) / downsample for at, begin in zip(place, start, strict=True)]
+    end = [
+        min(first + length / downsample, size - begin / downsample)
+        for first, length, size, begin in zip(offset, extent, level_size, start, strict=True)
+    ]
+    size = (max(math.ceil(end[0] - 1e-6), 1), max(math.ceil(end[1] - 1e-6), 1))
+    return LevelWindow(size, (offset[0], offset[1], min(end[0], size[0]), min(end[1], size[1])))
+
+
+def resampled(
+    image: Image.Image, size_px: tuple[int, int], box: tuple[float, float, float, float]
+) -> np.ndarray:
+    """The part ``box`` of an image at ``size_px``, width and height: uint8, height x width x 3.
+
+    PIL's Hamming filter with antialiasing is an area average with soft edges. Plain box
+    averaging is not used: for scales such as 1.002 it drops a row every 500 pixels.
+    """
+    return np.array(image.resize(size_px, Image.Resampling.HAMMING, box=box))
 
 
 def read_in_turn(
