@@ -23,6 +23,7 @@ Positive = Annotated[int, Field(ge=1)]
 # YAML gives lists and strings; the strict base would refuse both for tuples and paths.
 FilePath = Annotated[Path, Field(strict=False)]
 ClassNames = Annotated[tuple[str, ...], Field(strict=False)]
+ClassWeights = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(strict=False)]
 
 
 class DataConfig(Strict):
@@ -133,9 +134,10 @@ class TileConfig(Strict):
         if not isinstance(content, dict):
             return content
         size_um, size_px = content.get("size_um"), content.get("size_px", cls._default("size_px"))
-        numbers = isinstance(size_um, int | float) and isinstance(size_px, int)
-        if not numbers or size_um <= 0 or size_px < 1:
+        if not isinstance(size_um, int | float) or not isinstance(size_px, int):
             return content  # without it, or told as a fault of its own
+        if size_um <= 0 or size_px < 1:
+            return content
         mpp = content.get("mpp")
         if isinstance(mpp, int | float) and not math.isclose(mpp * size_px, size_um, rel_tol=1e-9):
             raise ValueError(
@@ -195,9 +197,28 @@ class SplitConfig(Strict):
 class NetworkConfig(Strict):
     """One network of the zoo."""
 
-    network: str = Field(description="A name from 'medkd networks'.")
+    network: str = Field(
+        description="A name from 'medkd networks', wrn-D-K, timm:NAME, or package.module:NAME for "
+        "a network of your own."
+    )
     width: Annotated[float, Field(gt=0)] = Field(
         1.0, description="Factor on the number of channels (ResNets only)."
+    )
+    stem_stride: Literal[1, 2] | None = Field(
+        None, description="Stride of the first convolution (ResNets only); null: 2."
+    )
+    max_pool: bool | None = Field(
+        None, description="Whether the stem ends in a max-pool (ResNets only); null: it does."
+    )
+    pretrained: bool = Field(
+        False,
+        description="Start from the weights that come with the network (efficientnet-lite0 and "
+        "timm:NAME only).",
+    )
+    weights: FilePath | None = Field(
+        None,
+        description="Start from these weights: networks/<node>.safetensors of an earlier run. A "
+        "frozen teacher that has them is not trained.",
     )
 
 
@@ -211,13 +232,20 @@ class TrainConfig(Strict):
         "kd_ml", description="A method of 'medkd methods list', or a YAML file's path."
     )
     teacher: NetworkConfig = Field(
-        NetworkConfig(network="resnet50"), description="The teacher's network."
+        NetworkConfig(network="resnet50"),
+        description="The teacher's network; with width, stem_stride, max_pool, pretrained or "
+        "weights if they are to differ ('medkd networks', docs/networks.md).",
     )
     students: Annotated[tuple[NetworkConfig, ...], Field(strict=False, min_length=1)] = Field(
         (NetworkConfig(network="resnet18"), NetworkConfig(network="resnet18")),
-        description="The students' networks, one entry each.",
+        description="The students' networks, one entry each, with the same options.",
     )
     epochs: Positive = Field(20, description="Passes over the training tiles.")
+    teacher_epochs: Positive | None = Field(
+        None,
+        description="Passes that a frozen teacher without 'weights' is trained for beforehand; "
+        "null: as many as 'epochs'.",
+    )
     batch_size: Positive = Field(64, description="Tiles per step.")
     learning_rate: Annotated[float, Field(gt=0)] = Field(1e-3, description="Peak learning rate.")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="AdamW's weight decay.")
@@ -230,6 +258,17 @@ class TrainConfig(Strict):
     augment: bool = Field(True, description="Flips, quarter turns and colour jitter.")
     balance: Literal["none", "class"] = Field(
         "class", description="Draw tiles so that every class is seen equally often."
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Share of a label that is spread over all classes."
+    )
+    class_weights: ClassWeights | None = Field(
+        None, description="Factor on the loss of each class, in their order; null: none."
+    )
+    non_finite: Literal["stop", "continue"] = Field(
+        "stop",
+        description="When a network gives numbers that are not finite: end the run, or leave that "
+        "network out and go on with the others (looks at the device in every step).",
     )
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field(
         "32-true", description="Fabric's precision."
@@ -295,6 +334,16 @@ class Config(Strict):
     slide_level: SlideLevelConfig = SlideLevelConfig()
     infer: InferConfig = InferConfig()
     mlflow: MlflowConfig = MlflowConfig()
+
+    @model_validator(mode="after")
+    def _each_class_has_a_weight(self) -> Config:
+        weights = self.train.class_weights
+        if weights is not None and len(weights) != len(self.data.classes):
+            raise ValueError(
+                f"'train.class_weights' has {len(weights)} numbers for {len(self.data.classes)} "
+                "classes"
+            )
+        return self
 
     @model_validator(mode="after")
     def _annotations_can_be_found(self) -> Config:
@@ -397,8 +446,13 @@ def _anchor_paths(content: dict[str, Any], folder: Path) -> None:
     if isinstance(tile, dict) and isinstance(tile.get("annotations"), str):
         tile["annotations"] = str(folder / tile["annotations"])
     train = content.get("train")
-    if isinstance(train, dict) and str(train.get("method", "")).endswith((".yaml", ".yml")):
-        train["method"] = str(folder / train["method"])
+    if isinstance(train, dict):
+        if str(train.get("method", "")).endswith((".yaml", ".yml")):
+            train["method"] = str(folder / train["method"])
+        students = train.get("students")
+        for network in (train.get("teacher"), *(students if isinstance(students, list) else ())):
+            if isinstance(network, dict) and isinstance(network.get("weights"), str):
+                network["weights"] = str(folder / network["weights"])
 
 
 def _assign(content: dict[str, Any], assignment: str, assigned: dict[KeyPath, str]) -> None:
@@ -464,7 +518,7 @@ def _describe(model: type[Strict], indent: str, lines: list[str]) -> None:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Strict):
-        return value.model_dump(mode="json")
+        return value.model_dump(mode="json", exclude_defaults=True)
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -47,6 +47,13 @@ def faults(
             subject = f"'{dotted}'{shown}: " if dotted else ""
             told.append((place, f"{subject}{_lower_first(message)}", "Change the value."))
     return told
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """What a name that is not among ``known`` may have meant."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(names)}."
 
 
 def _known_keys(model: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:

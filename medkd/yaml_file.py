@@ -16,8 +16,18 @@ KeyPath = tuple[str | int, ...]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 with the numbers of YAML 1.2."""
+    """YAML 1.1 with the numbers and the truths of YAML 1.2."""
 
+    # In YAML 1.1 'on', 'off', 'yes' and 'no' are truths too, and so would be a key 'on'.
+    yaml_implicit_resolvers = {  # noqa: RUF012  (so it is in PyYAML)
+        first: [(tag, pattern) for tag, pattern in known if tag != "tag:yaml.org,2002:bool"]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile("^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 
 # PyYAML takes 1e-3 for text, because YAML 1.1 wants a dot and a sign in a number with an exponent.
 _Loader.add_implicit_resolver(

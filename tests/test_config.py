@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from medkd.config import Config, config_template, load_config, read_resolved
-from medkd.distill.graph import expand, load_method
+from medkd.distill.graph import expand
+from medkd.distill.method import load_method
 from medkd.errors import ConfigError
 from medkd.yaml_file import parse_yaml
 

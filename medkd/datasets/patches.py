@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import torch
 from monai.data import CacheDataset
 from monai.transforms import Compose
 from torch.utils.data import Sampler
@@ -59,13 +60,22 @@ class PatchDataset(CacheDataset):
         cache_mb: memory for decoded tiles, megabytes; tiles beyond it are decoded each time.
         tile_bytes: size of a decoded tile, bytes.
         seed: of the experiment.
+        views: how many augmentations of each tile; more than one are stacked before its channels.
     """
 
     def __init__(
-        self, items: list[dict], transform: Compose, *, cache_mb: float, tile_bytes: int, seed: int
+        self,
+        items: list[dict],
+        transform: Compose,
+        *,
+        cache_mb: float,
+        tile_bytes: int,
+        seed: int,
+        views: int = 1,
     ) -> None:
         self.epoch = 0
         self._seed = seed
+        self._views = views
         super().__init__(
             items,
             transform,
@@ -77,7 +87,13 @@ class PatchDataset(CacheDataset):
         )
 
     def _transform(self, index: int) -> Any:
-        self.transform.set_random_state(seed=seed_of(self._seed, self.epoch, index))
+        if self._views == 1:
+            return self._augmented(index)
+        seen = [self._augmented(index, view) for view in range(self._views)]
+        return {**seen[0], "image": torch.stack([item["image"] for item in seen])}
+
+    def _augmented(self, index: int, *view: int) -> Any:
+        self.transform.set_random_state(seed=seed_of(self._seed, self.epoch, index, *view))
         return super()._transform(index)
 
 

@@ -45,7 +45,9 @@ class Student(Strict):
 
     name: str
     network: str
-    width: float
+    width: float = 1.0
+    stem_stride: int | None = Field(None, description="null: the network's own.")
+    max_pool: bool | None = Field(None, description="null: the network's own.")
     parameters: int
     onnx: str = Field(description="uint8 N x size x size x 3 -> float32 N x classes.")
     safetensors: str

@@ -86,8 +86,10 @@ def load_tile_table(config: Config, rows: Sequence[SlideRow]) -> TileTable:
     return TileTable(tiles, digest, synthetic)
 
 
-def training_loader(config: Config, tiles: pd.DataFrame) -> tuple[PatchDataset, EpochSampler]:
-    """The dataset and the sampler of the training role."""
+def training_loader(
+    config: Config, tiles: pd.DataFrame, *, views: int = 1
+) -> tuple[PatchDataset, EpochSampler]:
+    """The dataset and the sampler of the training role; ``views`` augmentations of each tile."""
     train = config.train
     items = _items(config, tiles)
     dataset = PatchDataset(
@@ -96,6 +98,7 @@ def training_loader(config: Config, tiles: pd.DataFrame) -> tuple[PatchDataset, 
         cache_mb=train.cache_mb,
         tile_bytes=3 * config.tile.size_px**2,
         seed=config.seed,
+        views=views,
     )
     sampler = EpochSampler(
         tiles["slide_id"].tolist(),

@@ -63,5 +63,8 @@ def export_onnx(network: nn.Module, size_px: int) -> bytes:
 
 
 def export_safetensors(network: nn.Module) -> bytes:
-    """The network's weights as safetensors."""
-    return save({key: value.contiguous().cpu() for key, value in network.state_dict().items()})
+    """The network's weights as safetensors; what parts of it share stands there once."""
+    once = {name for name, _ in network.named_parameters()}
+    once |= {name for name, _ in network.named_buffers()}
+    weights = {key: value for key, value in network.state_dict().items() if key in once}
+    return save({key: value.contiguous().cpu() for key, value in weights.items()})

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from medkd.config import TrainConfig
 from medkd.distill.cohort import Cohort
+from medkd.distill.graph import Graph
+from medkd.distill.ramp import Moment
 from medkd.errors import TrainingError
-from medkd.progress import Advance
+from medkd.progress import Advance, warn
 from medkd.tasks.classification import tile_metrics
 
 ENSEMBLE = "ensemble"
@@ -59,54 +62,128 @@ def set_up(cohort: Cohort, config: TrainConfig, steps_per_epoch: int) -> Engine:
 def parameter_groups(cohort: Cohort, config: TrainConfig) -> list[dict[str, object]]:
     """Two named groups per node: weights decay, biases and norms do not."""
     groups: list[dict[str, object]] = []
-    for name, network in cohort.nodes.items():
-        decayed = [p for p in network.parameters() if p.ndim > 1]
-        others = [p for p in network.parameters() if p.ndim <= 1]
-        groups.append(
-            {"name": f"{name}/decay", "params": decayed, "weight_decay": config.weight_decay}
-        )
-        groups.append({"name": f"{name}/no_decay", "params": others, "weight_decay": 0.0})
+    for name, parameters in cohort.parameters_by_node().items():
+        decayed = [p for p in parameters if p.ndim > 1]
+        others = [p for p in parameters if p.ndim <= 1]
+        for kind, chosen, decay in (
+            ("decay", decayed, config.weight_decay),
+            ("no_decay", others, 0.0),
+        ):
+            if chosen:
+                groups.append({"name": f"{name}/{kind}", "params": chosen, "weight_decay": decay})
     return groups
 
 
 def train_epoch(
-    engine: Engine, batches: Iterable[dict[str, Tensor]], advance: Advance
+    engine: Engine,
+    batches: Sequence[dict[str, Tensor]] | DataLoader,
+    advance: Advance,
+    *,
+    epoch: int,
+    config: TrainConfig,
 ) -> dict[str, float]:
     """Train on all batches.
+
+    Args:
+        engine: see there.
+        batches: with ``image``, N x 3 x H x W, or N x views x 3 x H x W, and ``label``.
+        advance: told of each step.
+        epoch: its number, from 0.
+        config: of the run.
 
     Returns:
         The mean of each loss term over the epoch.
 
     Raises:
-        TrainingError: a loss is not finite. The weights of this epoch are then worthless.
+        TrainingError: a loss is not finite, and the run is to stop then. The weights of this epoch
+            are worthless.
     """
     engine.forward.train()
     device = engine.fabric.device
+    cohort = engine.cohort
     sums: dict[str, Tensor] = {}
-    steps = 0
-    for batch in batches:
-        images = batch["image"].to(device, non_blocking=True, memory_format=torch.channels_last)
+    dead: dict[str, Tensor] = {}
+    steps = len(batches)
+    for number, batch in enumerate(batches):
+        step = epoch * steps + number
+        cohort.set_moment(Moment(epoch, step, config.epochs, steps))
+        images = _on_device(batch["image"], device)
         labels = batch["label"].to(device, non_blocking=True)
-        terms = engine.cohort.losses(engine.forward(images), labels)
-        engine.optimizer.zero_grad(set_to_none=True)
-        engine.fabric.backward(torch.stack(list(terms.values())).sum())
-        engine.optimizer.step()
+        if cohort.graph.update == "alternating":
+            terms, alive = _alternating_step(engine, images, labels)
+        else:
+            terms, alive = _joint_step(engine, images, labels, config)
         engine.schedule.step()
+        cohort.update_averages(step)
         # Summed on the device: reading a value here would make the host wait for it.
         for name, value in terms.items():
             sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
-        steps += 1
+        for name, flag in alive.items():
+            dead[name] = dead.get(name, torch.zeros_like(flag, dtype=torch.int64)) + ~flag
         advance(1)
     means = {name: float(value) / steps for name, value in sums.items()}
-    broken = sorted(name for name, value in means.items() if not math.isfinite(value))
-    if broken:
+    broken = {name: int(count) for name, count in dead.items() if int(count)}
+    lost = sorted(name for name, value in means.items() if not math.isfinite(value))
+    if (broken or lost) and config.non_finite == "stop":
+        told = ", ".join(sorted({*broken, *(name.split("/")[0] for name in lost)}))
         raise TrainingError(
-            f"the loss is not a finite number any more ({', '.join(broken)})",
+            f"the loss is not a finite number any more ({told})",
             where="train",
             remedy="Lower train.learning_rate or lengthen train.warmup_epochs; the checkpoint "
-            "before this epoch is kept.",
+            "before this epoch is kept. To go on with the other networks, set train.non_finite to "
+            "continue.",
+        )
+    for name, count in broken.items():
+        warn(
+            f"epoch {epoch + 1}: {name} gave numbers that are not finite in {count} of {steps} "
+            "steps; the others went on without it"
         )
     return means
+
+
+def _joint_step(
+    engine: Engine, images: Tensor, labels: Tensor, config: TrainConfig
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """One forward of all, one backward, one step of the optimizer."""
+    outputs = engine.forward(images, labels)
+    engine.optimizer.zero_grad(set_to_none=True)
+    engine.fabric.backward(torch.stack(list(outputs.terms.values())).sum())
+    if config.non_finite == "continue":
+        parameters = engine.cohort.parameters_by_node()
+        for name, alive in outputs.alive.items():
+            if not alive:
+                for parameter in parameters.get(name, ()):
+                    parameter.grad = None
+    engine.optimizer.step()
+    return outputs.terms, outputs.alive
+
+
+def _alternating_step(
+    engine: Engine, images: Tensor, labels: Tensor
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """DML's algorithm 1: each network is updated, and looks again before the next one learns."""
+    cohort, fabric = engine.cohort, engine.fabric
+    with fabric.autocast():
+        seen = cohort.look(images, learning=True)
+    terms: dict[str, Tensor] = {}
+    for node in cohort.graph.nodes:
+        own = cohort.terms(seen, labels, learner=node.name)
+        if not own:
+            continue
+        engine.optimizer.zero_grad(set_to_none=True)
+        fabric.backward(torch.stack(list(own.values())).sum())
+        # The others have no gradient, and are left as they are.
+        engine.optimizer.step()
+        terms |= own
+        with torch.no_grad(), fabric.autocast():
+            seen = cohort.look_again(seen, node.name, images)
+    return terms, {name: one.alive for name, one in seen.items()}
+
+
+def _on_device(images: Tensor, device: torch.device) -> Tensor:
+    if images.ndim == 4:
+        return images.to(device, non_blocking=True, memory_format=torch.channels_last)
+    return images.to(device, non_blocking=True).transpose(0, 1)
 
 
 @torch.no_grad()
@@ -132,7 +209,7 @@ def predict_tiles(
     labels: list[Tensor] = []
     for batch in batches:
         images = batch["image"].to(device, non_blocking=True, memory_format=torch.channels_last)
-        for name, logits in forward(images).items():
+        for name, logits in forward(images).logits.items():
             collected.setdefault(name, []).append(torch.softmax(logits.float(), dim=1))
         labels.append(batch["label"])
         if advance is not None:
@@ -141,11 +218,22 @@ def predict_tiles(
 
 
 def evaluate(
-    probabilities: dict[str, Tensor], labels: Tensor, deployed: Sequence[str], positive: int
+    probabilities: dict[str, Tensor], labels: Tensor, graph: Graph, positive: int
 ) -> dict[str, dict[str, float]]:
-    """Tile metrics of every node, and of the ensemble: the mean probability of the deployed."""
-    ensemble = torch.stack([probabilities[name] for name in deployed]).mean(0)
-    return {
-        name: tile_metrics(values, labels, positive)
-        for name, values in {**probabilities, ENSEMBLE: ensemble}.items()
+    """Tile metrics of every node, and of what ships, called the ensemble.
+
+    That is the mean probability of the deployed nodes, or the one among them with the least log
+    loss where the method says so.
+    """
+    metrics = {
+        name: tile_metrics(values, labels, positive) for name, values in probabilities.items()
     }
+    if graph.chosen_by_validation:
+        return {**metrics, ENSEMBLE: metrics[best_deployed(metrics, graph)]}
+    shipped = torch.stack([probabilities[name] for name in graph.deployed]).mean(0)
+    return {**metrics, ENSEMBLE: tile_metrics(shipped, labels, positive)}
+
+
+def best_deployed(metrics: Mapping[str, Mapping[str, float]], graph: Graph) -> str:
+    """The deployed node with the least log loss."""
+    return min(graph.deployed, key=lambda name: metrics[name]["log_loss"])

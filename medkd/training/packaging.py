@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import torch
@@ -12,6 +13,7 @@ from medkd.distill.cohort import Cohort
 from medkd.distill.graph import Graph
 from medkd.inference.package import write_package
 from medkd.networks.zoo import count_parameters
+from medkd.training.cohorts import node_record
 from medkd.training.data import ROLES, TileTable
 from medkd.training.export import export_onnx, export_safetensors
 
@@ -22,23 +24,22 @@ def write_model_package(
     table: TileTable,
     cohort: Cohort,
     *,
+    deployed: Sequence[str],
     best_epoch: int,
     run_id: str,
 ) -> None:
-    """Write ``<run>/model`` with the students as they are now, without an operating point."""
+    """Write ``<run>/model`` with the deployed nodes as they are now, without operating point."""
     files: dict[str, bytes] = {}
     students = []
-    for name in graph.deployed:
-        network = cohort.nodes[name]
-        chosen = config.train.students[graph.node(name).index]
+    for name in deployed:
+        network = cohort.alone(name)
         paths = {kind: f"students/{name}.{kind}" for kind in ("onnx", "safetensors")}
         files[paths["onnx"]] = export_onnx(network, config.tile.size_px)
         files[paths["safetensors"]] = export_safetensors(network)
         students.append(
             {
                 "name": name,
-                "network": chosen.network,
-                "width": chosen.width,
+                **node_record(config, graph, graph.node(name)),
                 "parameters": count_parameters(network),
                 **paths,
             }

@@ -11,14 +11,15 @@ from lightning_fabric import Fabric
 
 from medkd.config import Config
 from medkd.datasets.tables import SlideRow
-from medkd.distill.graph import expand, load_method
+from medkd.distill.graph import expand
+from medkd.distill.method import load_method
 from medkd.errors import StageError
 from medkd.files import atomic_path
 from medkd.progress import progress
 from medkd.training.checkpoint import load_network, read_completion
+from medkd.training.cohorts import build_cohort
 from medkd.training.data import evaluation_batches, load_tile_table
 from medkd.training.loop import predict_tiles
-from medkd.training.train_stage import build_cohort
 
 
 def run_predict_stage(config: Config, rows: Sequence[SlideRow]) -> tuple[Path, int, int]:
@@ -40,7 +41,7 @@ def run_predict_stage(config: Config, rows: Sequence[SlideRow]) -> tuple[Path, i
         )
     graph = expand(load_method(config.train.method), len(config.train.students))
     cohort = build_cohort(config, graph)
-    for name, network in cohort.nodes.items():
+    for name, network in cohort.own_modules().items():
         load_network(config.run_folder / "networks" / f"{name}.safetensors", network)
     fabric = Fabric(accelerator=config.train.device, devices=1, precision=config.train.precision)
     cohort.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

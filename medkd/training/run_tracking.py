@@ -8,7 +8,7 @@ from typing import Any
 from medkd import __version__
 from medkd.config import Config
 from medkd.distill.cohort import Cohort
-from medkd.distill.graph import Graph
+from medkd.distill.graph import Graph, Link
 from medkd.networks.zoo import count_parameters
 from medkd.progress import warn
 from medkd.tracking import (
@@ -20,6 +20,7 @@ from medkd.tracking import (
     tracking_uri,
     write_run_ids,
 )
+from medkd.training.cohorts import node_record
 from medkd.training.data import TileTable
 from medkd.training.loop import ENSEMBLE
 
@@ -84,22 +85,17 @@ class CohortTracker:
             self._parent.log_file(config.run_folder / name)
         self._parent.log_file(config.splits_file)
         for node in graph.nodes:
-            chosen = content["train"]["teacher"]
-            if node.role == "student":
-                chosen = content["train"]["students"][node.index]
             links = [link for link in graph.links if link.learner == node.name]
             self._nested[node.name].log_params(
                 {
                     "role": node.role,
                     "deployed": node.name in graph.deployed,
-                    "parameters": count_parameters(cohort.nodes[node.name]),
+                    "parameters": count_parameters(cohort.alone(node.name)),
                     "learns_from": ", ".join(
-                        f"{target} ({link.loss}, T={link.temperature:g}, weight {link.weight:g})"
-                        for link in links
-                        for target in link.targets
+                        f"{target} ({_told(link)})" for link in links for target in link.targets
                     )
-                    or "labels alone",
-                    **chosen,
+                    or ("labels alone" if node.supervised or node.frozen else "nothing"),
+                    **node_record(config, graph, node),
                 }
             )
 
@@ -137,3 +133,10 @@ class CohortTracker:
                 run.finish(status)
             except (MlflowException, OSError) as error:
                 warn(f"the MLflow run {run.run_id} stays open: {str(error)[:200]}")
+
+
+def _told(link: Link) -> str:
+    on = "" if link.learner_place == "logits" else f" on {link.learner_place}"
+    temperature = "" if link.temperature is None else f", T={link.temperature:g}"
+    ramp = "" if link.ramp is None else f", {link.ramp}"
+    return f"{link.loss}{on}{temperature}, weight {link.weight:g}{ramp}"

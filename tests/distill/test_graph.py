@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from medkd.distill.graph import expand, load_method, method_names, parse_method
+from medkd.distill.graph import expand
+from medkd.distill.method import load_method, method_names, parse_method
 from medkd.errors import MethodError
 
 GOOD = """\

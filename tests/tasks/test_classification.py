@@ -7,14 +7,27 @@ import math
 import pytest
 import torch
 
-from medkd.tasks.classification import supervised_loss, tile_metrics
+from medkd.tasks.classification import Classification, tile_metrics
 
 
 def test_cross_entropy() -> None:
     logits = torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0]])
     # -ln(3/4) and -ln(1/2), averaged
     expected = (math.log(4 / 3) + math.log(2)) / 2
-    assert supervised_loss(logits, torch.tensor([0, 1])).item() == pytest.approx(expected)
+    loss = Classification().supervised_loss(logits, torch.tensor([0, 1]))
+    assert loss.item() == pytest.approx(expected)
+
+
+def test_class_weights_and_label_smoothing() -> None:
+    logits = torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0]])
+    labels = torch.tensor([0, 1])
+    # Weights 1 and 3: a weighted mean of -ln(3/4) and -ln(1/2).
+    weighted = Classification(class_weights=(1.0, 3.0)).supervised_loss(logits, labels)
+    assert weighted.item() == pytest.approx((math.log(4 / 3) + 3 * math.log(2)) / 4)
+    # A tenth of each label is spread over both classes: 0.95 and 0.05.
+    smoothed = Classification(label_smoothing=0.1).supervised_loss(logits, labels)
+    first = 0.95 * math.log(4 / 3) + 0.05 * math.log(4)
+    assert smoothed.item() == pytest.approx((first + math.log(2)) / 2)
 
 
 def test_tile_metrics() -> None:

@@ -1,0 +1,114 @@
+"""Ensembles of nodes: several nodes' logits, and perhaps features, to one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# Of OKDDip's projections, against the features' width (the authors' default).
+_ATTENTION_REDUCTION = 8
+
+
+@dataclass(frozen=True)
+class Member:
+    """What an ensemble sees of one of its nodes.
+
+    Attributes:
+        logits: N x classes.
+        pooled: N x channels, or None where the rule does not look at it.
+        shared: the map after the shared stages, N x C x h x w, likewise.
+        alive: whether the logits are finite, bool; a dead member counts for nothing.
+    """
+
+    logits: Tensor
+    pooled: Tensor | None
+    shared: Tensor | None
+    alive: Tensor
+
+
+def mean_logits(members: Sequence[Member]) -> Tensor:
+    """The mean of the living members' logits, N x classes."""
+    alive = torch.stack([member.alive for member in members]).to(members[0].logits.dtype)
+    logits = torch.stack([finite(m.logits, m.alive) for m in members])
+    return torch.einsum("k,knc->nc", alive, logits) / alive.sum().clamp_min(1)
+
+
+def mean_probabilities(members: Sequence[Member]) -> Tensor:
+    """Logarithm of the mean of the living members' probabilities, N x classes."""
+    logs = torch.stack(
+        [
+            torch.where(m.alive, F.log_softmax(finite(m.logits, m.alive), dim=1), -torch.inf)
+            for m in members
+        ]
+    )
+    count = torch.stack([m.alive for m in members]).sum().clamp_min(1)
+    mean = logs.logsumexp(dim=0) - count.to(logs.dtype).log()
+    # Without a living member there is nothing to say: all classes alike.
+    return torch.where(mean.isfinite(), mean, -math.log(mean.shape[1]))
+
+
+class Gate(nn.Module):
+    """ONE's gate (arXiv 1806.04606): a weighted sum of logits, weights by the shared features.
+
+    Mean over the shared map, one linear layer, batch norm, ReLU, softmax over the members.
+    """
+
+    def __init__(self, shared_channels: int, members: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(shared_channels, members, bias=False)
+        self.norm = nn.BatchNorm1d(members)
+
+    def forward(self, members: Sequence[Member]) -> Tensor:
+        """Logits, N x classes."""
+        shared = members[0].shared
+        assert shared is not None
+        weights = F.softmax(F.relu(self.norm(self.linear(shared.mean(dim=(2, 3))))), dim=1)
+        logits = torch.stack([finite(m.logits, m.alive) for m in members], dim=1)
+        return torch.einsum("nk,nkc->nc", weights, logits)
+
+
+class Attention(nn.Module):
+    """OKDDip's attention (arXiv 1912.00350): a mix of logits of its own for each member.
+
+    Weights are the softmax over members of the product of two projections of the pooled features,
+    one of the member that learns and one of each that teaches, itself among them.
+    """
+
+    def __init__(self, pooled_channels: int) -> None:
+        super().__init__()
+        width = max(pooled_channels // _ATTENTION_REDUCTION, 1)
+        self.learner = nn.Linear(pooled_channels, width, bias=False)
+        self.teacher = nn.Linear(pooled_channels, width, bias=False)
+
+    def forward(self, members: Sequence[Member], own: int) -> Tensor:
+        """Logits, N x classes, for the member numbered ``own``."""
+        pooled = torch.stack(
+            [finite(m.pooled, m.alive) for m in members if m.pooled is not None], dim=1
+        )
+        scores = torch.einsum("nd,nkd->nk", self.learner(pooled[:, own]), self.teacher(pooled))
+        logits = torch.stack([finite(m.logits, m.alive) for m in members], dim=1)
+        return torch.einsum("nk,nkc->nc", F.softmax(scores, dim=1), logits)
+
+
+class ConcatenatedFeatures(nn.Module):
+    """PCL's peer ensemble (arXiv 2006.04147): one classifier over all members' pooled features."""
+
+    def __init__(self, pooled_channels: Sequence[int], classes: int) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(sum(pooled_channels), classes)
+
+    def forward(self, members: Sequence[Member]) -> Tensor:
+        """Logits, N x classes."""
+        pooled = [finite(m.pooled, m.alive) for m in members if m.pooled is not None]
+        logits: Tensor = self.classifier(torch.cat(pooled, dim=1))
+        return logits
+
+
+def finite(values: Tensor, alive: Tensor) -> Tensor:
+    """``values``, or zeros where a node is not alive: its gradient then is zero, not NaN."""
+    return torch.where(alive, values, torch.zeros_like(values))
