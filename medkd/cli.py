@@ -306,14 +306,45 @@ def doctor(config: ConfigOption = None, assignments: SetOption = None) -> None:
 
 
 @app.command()
-def networks() -> None:
-    """List the networks that a configuration can name."""
-    from medkd.networks.zoo import NETWORK_NAMES, build_network, count_parameters
+def networks(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Only these; also wrn-D-K, timm:NAME or package.module:NAME.", show_default=False
+        ),
+    ] = None,
+    input_px: Annotated[
+        int | None,
+        typer.Option(
+            "--input-px", help="Side of the images; 224, and 32 for CIFAR's, unless told.", min=16
+        ),
+    ] = None,
+    latency: Annotated[
+        bool, typer.Option("--latency", help="Measure milliseconds per image too (takes minutes).")
+    ] = False,
+    device: Annotated[
+        str, typer.Option("--device", help="Where to measure, such as cpu or cuda.")
+    ] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, not a table.")] = False,
+) -> None:
+    """List the networks that a configuration can name, and what they cost."""
+    import json
+    from dataclasses import asdict
 
-    _table(
-        "Networks",
-        ("name", "parameters (2 classes)"),
-        ((name, f"{count_parameters(build_network(name, classes=2)):,}") for name in NETWORK_NAMES),
+    from rich.console import Console
+
+    from medkd.networks.table import cost_table, device_words, network_costs
+
+    costs = network_costs(names or (), input_px=input_px, device=device if latency else None)
+    if as_json:
+        print(json.dumps([asdict(cost) for cost in costs], indent=2))
+        return
+    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+    console.print(cost_table(costs))
+    console.print(
+        f"Parameters with {costs[0].classes} classes; multiply-adds of one image. Not listed: "
+        "wrn-D-K, timm:NAME, package.module:NAME; see docs/networks.md."
+        + (f" Times: medians on {device_words(device)}." if latency else "")
     )
 
 

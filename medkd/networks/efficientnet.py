@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from monai.networks.nets import EfficientNetBN
+from monai.networks.nets import EfficientNet, EfficientNetBN
 from torch import nn
 
 from medkd.networks.spec import NetworkSpec
@@ -26,7 +26,7 @@ def monai_efficientnet(spec: NetworkSpec) -> EfficientNetBN:
     return network
 
 
-def staged(network: EfficientNetBN) -> StagedNetwork:
+def staged(network: EfficientNet) -> StagedNetwork:
     """The parts of MONAI's network."""
     groups = [list(group.children()) for group in network._blocks.children()]
     stages: list[Any] = [

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from monai.networks.nets import ResNet
 from torch import nn
 
+from medkd.errors import ConfigError
 from medkd.networks.spec import NetworkSpec
 from medkd.networks.staged import InputAdapter, StagedNetwork, average_pool, sequence
 
@@ -68,5 +71,16 @@ def _channels(stage: nn.Sequential) -> int:
 
 
 def build(spec: NetworkSpec) -> StagedNetwork:
-    """Build the network of a spec."""
+    """Build the network of a spec.
+
+    Raises:
+        ConfigError: a stem stride other than 1 and 2, or a width that leaves no channels.
+    """
+    if spec.stem_stride not in (None, 1, 2):
+        raise ConfigError(f"the stem stride is {spec.stem_stride}", remedy="Use 1 or 2.")
+    if not (math.isfinite(spec.width) and int(PLANES[0] * spec.width) >= 1):
+        raise ConfigError(
+            f"a width of {spec.width:g} leaves '{spec.name}' no channels",
+            remedy=f"Use at least {1 / PLANES[0]:g}.",
+        )
     return staged(monai_resnet(spec))

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from torch import nn
 
+from medkd.config import NetworkConfig
 from medkd.errors import ConfigError
-from medkd.networks import densenet, efficientnet, resnet, se_resnet, vit
+from medkd.networks import (
+    cifar_bottleneck,
+    cifar_densenet,
+    cifar_resnet,
+    densenet,
+    efficientnet,
+    efficientnet_lite,
+    imported,
+    mobilenet,
+    resnet,
+    se_resnet,
+    timm_models,
+    vgg,
+    vit,
+    wide_resnet,
+)
 from medkd.networks.spec import NetworkSpec
-from medkd.networks.staged import Network, StagedNetwork, Tail, require_stages, split_point, tail
+from medkd.networks.staged import Network, Tail, require_stages, split_point, tail
 
 _PLACE = "train"
 
@@ -31,10 +46,14 @@ class Family:
 
     title: str
     names: tuple[str, ...]
-    build: Callable[[NetworkSpec], StagedNetwork]
+    build: Callable[[NetworkSpec], Network]
     options: frozenset[str] = frozenset()
     input_px: int = 224
 
+
+_WIDE_RESNETS = Family("Wide ResNet", wide_resnet.NAMES, wide_resnet.build, input_px=32)
+_TIMM = Family("timm", (), timm_models.build, timm_models.OPTIONS)
+_IMPORTED = Family("imported", (), imported.build)
 
 FAMILIES = (
     Family("ResNet (MONAI)", resnet.NAMES, resnet.build, resnet.OPTIONS),
@@ -42,6 +61,18 @@ FAMILIES = (
     Family("DenseNet (MONAI)", densenet.NAMES, densenet.build),
     Family("EfficientNet (MONAI)", efficientnet.NAMES, efficientnet.build),
     Family("Vision transformer (MONAI)", vit.NAMES, vit.build),
+    Family(
+        "EfficientNet-Lite",
+        efficientnet_lite.NAMES,
+        efficientnet_lite.build,
+        efficientnet_lite.OPTIONS,
+    ),
+    Family("ResNet for CIFAR", cifar_resnet.NAMES, cifar_resnet.build, input_px=32),
+    _WIDE_RESNETS,
+    Family("Bottlenecks for CIFAR", cifar_bottleneck.NAMES, cifar_bottleneck.build, input_px=32),
+    Family("VGG for CIFAR", vgg.NAMES, vgg.build, input_px=32),
+    Family("DenseNet for CIFAR", cifar_densenet.NAMES, cifar_densenet.build, input_px=32),
+    Family("MobileNet for CIFAR", mobilenet.NAMES, mobilenet.build, input_px=32),
 )
 NETWORK_NAMES = tuple(name for family in FAMILIES for name in family.names)
 _FAMILY_OF = {name: family for family in FAMILIES for name in family.names}
@@ -60,16 +91,19 @@ def build_network(
     """Build a network.
 
     Args:
-        name: one of :data:`NETWORK_NAMES`.
+        name: one of :data:`NETWORK_NAMES`; or wrn-D-K, a wide ResNet of D layers; or timm:NAME, a
+            network of timm; or package.module:NAME, a class or function of the user's that is
+            called with ``classes`` and gives a module (see :mod:`medkd.networks.imported`).
         classes: number of logits.
         width: factor on the number of channels (ResNets).
         stem_stride: stride of the first convolution, 1 or 2 (ResNets); None: 2.
         max_pool: whether the stem ends in a max-pool (ResNets); None: it does.
-        pretrained: start from the weights that come with the network.
+        pretrained: start from the weights that come with the network (efficientnet-lite0, timm).
         where: the key of the configuration that errors tell of.
 
     Raises:
-        ConfigError: no such network, or an option that the network does not have.
+        ConfigError: no such network, an option that the network does not have, or a module of the
+            user's that does not keep to the contract.
     """
     spec = NetworkSpec(name, classes, width, stem_stride, max_pool, pretrained)
     return build(spec, where)
@@ -77,11 +111,30 @@ def build_network(
 
 def build(spec: NetworkSpec, where: str = _PLACE) -> Network:
     """Build the network of a spec; see :func:`build_network`."""
-    family = _family(spec.name, where)
-    _check_options(spec, family.options, where)
-    network = family.build(spec)
+    try:
+        if spec.classes < 1:
+            raise ConfigError(f"a network of {spec.classes} classes", remedy="Use at least 1.")
+        family = family_of(spec.name)
+        _check_options(spec, family.options)
+        network = family.build(spec)
+    except ConfigError as error:
+        # The families know what is wrong, and this function where it was asked for.
+        raise ConfigError(error.what, where=where, remedy=error.remedy) from error.__cause__
     network.spec = spec
     return network
+
+
+def configured_network(config: NetworkConfig, *, classes: int, where: str) -> Network:
+    """Build the network that a configuration asks for; see :func:`build_network`."""
+    return build_network(
+        config.network,
+        classes=classes,
+        width=config.width,
+        stem_stride=config.stem_stride,
+        max_pool=config.max_pool,
+        pretrained=config.pretrained,
+        where=where,
+    )
 
 
 def fresh_tail(network: Network, from_stage: int, where: str = _PLACE) -> Tail:
@@ -111,32 +164,36 @@ def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _family(name: str, where: str) -> Family:
+def family_of(name: str) -> Family:
+    """The family that builds the network of that name.
+
+    Raises:
+        ConfigError: none does.
+    """
     if name in _FAMILY_OF:
         return _FAMILY_OF[name]
+    if wide_resnet.matches(name):
+        return _WIDE_RESNETS
+    if name.startswith(timm_models.PREFIX):
+        return _TIMM
+    if ":" in name:
+        return _IMPORTED
     close = difflib.get_close_matches(name, NETWORK_NAMES, n=1)
     hint = f"Did you mean '{close[0]}'?" if close else "'medkd networks' lists them."
-    raise ConfigError(f"unknown network '{name}'", where=where, remedy=hint)
+    raise ConfigError(f"unknown network '{name}'", remedy=hint)
 
 
-def _check_options(spec: NetworkSpec, known: frozenset[str], where: str) -> None:
-    told = {"width": "width factor", "stem_stride": "choice of stem stride"}
-    told |= {"max_pool": "choice of max-pool", "pretrained": "pretrained weights"}
+_OPTION_WORDS = {
+    "width": "width factor",
+    "stem_stride": "choice of stem stride",
+    "max_pool": "choice of max-pool",
+    "pretrained": "pretrained weights",
+}
+
+
+def _check_options(spec: NetworkSpec, known: frozenset[str]) -> None:
     for option in spec.options():
         if option not in known:
             raise ConfigError(
-                f"'{spec.name}' has no {told[option]}",
-                where=where,
-                remedy=f"Leave '{option}' out.",
+                f"'{spec.name}' has no {_OPTION_WORDS[option]}", remedy=f"Leave '{option}' out."
             )
-    if spec.stem_stride not in (None, 1, 2):
-        raise ConfigError(
-            f"the stem stride is {spec.stem_stride}", where=where, remedy="Use 1 or 2."
-        )
-    narrowest = resnet.PLANES[0]
-    if not (math.isfinite(spec.width) and int(narrowest * spec.width) >= 1):
-        raise ConfigError(
-            f"a width of {spec.width:g} leaves '{spec.name}' no channels",
-            where=where,
-            remedy=f"Use at least {1 / narrowest:g}.",
-        )

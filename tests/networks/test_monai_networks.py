@@ -47,9 +47,8 @@ def test_the_numbers_are_monais_own(
 
 
 # What each network's authors give for 1,000 classes at 224 pixels: parameters in millions, and the
-# map after each stage. ResNet, table 1 of arXiv 1512.03385; DenseNet, table 1 of 1608.06993 and the
-# reference code; EfficientNet, tables 1 and 2 of 1905.11946; SE-ResNet, table 2 of 1709.01507; ViT,
-# table 1 of 2012.12877 (base: 2010.11929).
+# map after each stage. Maps: arXiv 1512.03385, 1608.06993, 1905.11946, 1709.01507, 2012.12877.
+# Parameters: the authors' code, where a paper rounds more.
 _PUBLISHED = [
     ("resnet18", 11.69, [(64, 56), (128, 28), (256, 14), (512, 7)]),
     ("resnet34", 21.80, [(64, 56), (128, 28), (256, 14), (512, 7)]),
