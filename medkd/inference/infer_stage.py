@@ -20,7 +20,7 @@ from medkd.inference.engine import SlideInference, Students, infer_slide
 from medkd.inference.heatmap import heatmap_png
 from medkd.inference.package import ModelPackage
 from medkd.inference.report import report_html
-from medkd.inference.result import Gate, Model, Mpp, Quality, Result, Synthetic, Tiles
+from medkd.inference.result import Gate, Model, Mpp, Quality, Reading, Result, Synthetic, Tiles
 from medkd.progress import progress, warn
 
 _log = logging.getLogger(__name__)
@@ -207,6 +207,11 @@ def build_result(
         tiles=Tiles(**asdict(inference.counts)),
         tissue_area_mm2=round(inference.tissue_area_mm2, 4),
         mpp=Mpp(value=inference.properties.mpp, source=inference.properties.mpp_source),
+        reading=Reading(
+            reader=inference.properties.reader,
+            reason=inference.properties.reader_reason,
+            icc=inference.properties.icc,
+        ),
         model=Model(name=manifest.name, version=manifest.version, sha256=package.sha256),
         software={"medkd": __version__, "onnxruntime": version("onnxruntime")},
         timing_s={name: round(seconds, 3) for name, seconds in timing_s.items()},

@@ -44,6 +44,14 @@ class Mpp(Strict):
     source: str
 
 
+class Reading(Strict):
+    """What read the slide, why that, and what became of its ICC profile."""
+
+    reader: str
+    reason: str
+    icc: str = Field(description="none, ignored or applied.")
+
+
 class Model(Strict):
     """Which model called."""
 
@@ -75,6 +83,7 @@ class Result(Strict):
     tiles: Tiles
     tissue_area_mm2: float
     mpp: Mpp
+    reading: Reading
     model: Model
     software: dict[str, str]
     timing_s: dict[str, float]

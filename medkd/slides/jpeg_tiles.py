@@ -128,10 +128,12 @@ def _level(path: Path, page: tifffile.TiffPage) -> JpegLevel:
     rows = -(-page.imagelength // page.tilelength)
     offsets = np.array(page.dataoffsets, np.int64)
     counts = np.array(page.databytecounts, np.int64)
-    if not 0 < columns * rows < MOST_TILES or len(offsets) != columns * rows != len(counts):
+    tiles = columns * rows
+    if not 0 < tiles < MOST_TILES or {len(offsets), len(counts)} != {tiles}:
         raise DamagedPyramidError(
             f"it is {page.imagewidth} x {page.imagelength} px in tiles of {page.tilewidth} x "
-            f"{page.tilelength} px and lists {len(offsets)} tiles, not {columns * rows}"
+            f"{page.tilelength} px, which makes {tiles} tiles, and lists {len(offsets)} places and "
+            f"{len(counts)} lengths"
         )
     prefix = b""
     if page.photometric == tifffile.PHOTOMETRIC.RGB:

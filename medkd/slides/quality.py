@@ -37,7 +37,7 @@ _BLOCK_ROWS = 256
 
 _EXACT_REDUCTIONS = (2, 4, 8, 16)
 
-_SMALLEST_STROKE_MM2 = 0.005  # a dot of a fine pen; stained debris is smaller
+SMALLEST_STROKE_MM2 = 0.005  # a dot of a fine pen; stained debris is smaller
 _STROKE_RIM_UM = 40.0  # ink fades out at a stroke's edge, and is out of focus
 
 
@@ -119,16 +119,19 @@ def _pen_in(coarse: np.ndarray) -> np.ndarray:
     return green_ink | blue_ink | red_ink | black_ink
 
 
-def find_pen(image: np.ndarray, mpp: float) -> np.ndarray:
+def find_pen(
+    image: np.ndarray, mpp: float, smallest_mm2: float = SMALLEST_STROKE_MM2
+) -> np.ndarray:
     """Pen strokes in a low-resolution image of a slide, with their pale rims: bool, H x W.
 
     Args:
         image: uint8, H x W x 3, RGB, about :data:`COARSE_MPP`.
         mpp: its micrometres per pixel.
+        smallest_mm2: strokes of less are left out; of one tile alone that must be less.
     """
     if is_dark_field(image):
         return np.zeros(image.shape[:2], bool)
-    strokes = without_small_objects(pen_mask(image), _SMALLEST_STROKE_MM2, mpp)
+    strokes = without_small_objects(pen_mask(image), smallest_mm2, mpp)
     return ndimage.binary_dilation(strokes, disc_of(2 * _STROKE_RIM_UM, mpp))
 
 

@@ -83,6 +83,7 @@ def test_the_result_follows_the_contract(finished, package):
         "tiles",
         "tissue_area_mm2",
         "mpp",
+        "reading",
         "model",
         "software",
         "timing_s",

@@ -400,9 +400,21 @@ def test_a_level_whose_table_does_not_fit_its_size_is_refused(slide, copy):
     with pytest.raises(SlideError) as caught:
         opened(copy)
     assert caught.value.reason == "damaged_pyramid"
-    assert "it is 1400 x 1100 px in tiles of 256 x 256 px and lists 25 tiles, not 30" in str(
-        caught.value
+    what = (
+        "it is 1400 x 1100 px in tiles of 256 x 256 px, which makes 30 tiles, and lists 25 places"
     )
+    assert what in str(caught.value)
+
+
+@pytest.mark.parametrize("tag", ["TileOffsets", "TileByteCounts"])
+def test_a_table_that_is_cut_short_is_refused(slide, copy, tag):
+    with tifffile.TiffFile(slide) as tiff:
+        entry = tiff.pages[0].tags[tag].offset
+    overwrite(copy, entry + 4, struct.pack("<I", 24))
+    with pytest.raises(SlideError) as caught:
+        opened(copy, "jpeg")
+    told = "24 places and 25 lengths" if tag == "TileOffsets" else "25 places and 24 lengths"
+    assert told in str(caught.value)
 
 
 @pytest.mark.parametrize("block", range(10))

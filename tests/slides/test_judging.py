@@ -56,6 +56,13 @@ def test_a_tile_of_which_nothing_was_known_is_judged_alone(tissue):
     inked = image.copy()
     inked[60:170] = (30, 150, 120)
     assert judge_tile(inked, parameters).fate == "pen"
+    dotted = image.copy()
+    dotted[40:150, 40:150] = (
+        30,
+        150,
+        120,
+    )  # a quarter of it, 0.003 mm2: less than a stroke on a slide
+    assert judge_tile(dotted, parameters).fate == "pen"
     folded = np.rint(245 * (image / 245.0) ** 4).clip(0, 255).astype(np.uint8)
     image[60:160] = folded[60:160]
     assert judge_tile(image, parameters).fate == "fold"
