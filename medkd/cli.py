@@ -369,7 +369,8 @@ def config_init(
 def config_check(config: ConfigOption = None, assignments: SetOption = None) -> None:
     """Check the configuration, slides.csv and the method, without running anything."""
     settings = _load(config, assignments)
-    from medkd.distill.graph import expand, load_method
+    from medkd.distill.graph import expand
+    from medkd.distill.method import load_method
 
     rows = _rows(settings)
     graph = expand(load_method(settings.train.method), len(settings.train.students))
@@ -395,49 +396,41 @@ def config_show(config: ConfigOption = None, assignments: SetOption = None) -> N
 
 @methods_app.command("list")
 def methods_list() -> None:
-    """List the methods."""
-    from medkd.distill.graph import load_method, method_names
+    """List the methods that come along, and where they are from."""
+    from medkd.distill.describe import console, methods_table
+    from medkd.distill.method import load_method, method_names
 
-    _table(
-        "Methods",
-        ("name", "what it does"),
-        ((name, load_method(name).spec.description) for name in method_names()),
-    )
+    console().print(methods_table(load_method(name) for name in method_names()))
+    print("One of them in full: medkd methods show NAME")
 
 
 @methods_app.command("show")
 def methods_show(
     name: Annotated[str, typer.Argument(help="A method's name, or a YAML file.")],
     students: Annotated[int, typer.Option("--students", help="How many students.", min=1)] = 2,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Draw it, too: NAME.svg and NAME.png in FOLDER.")
+    ] = None,
 ) -> None:
-    """Print a method's file, and every link it makes of it."""
-    from medkd.distill.graph import expand, load_method
+    """Print a method's file and every node and link that it makes; draw it."""
+    from medkd.distill.describe import console, links_table, nodes_table, what_ships
+    from medkd.distill.graph import expand
+    from medkd.distill.method import load_method
 
     method = load_method(name)
     graph = expand(method, students)
     print(method.text)
-    _table(
-        f"Links with {students} students",
-        ("learner", "learns from", "loss", "T", "weight"),
-        [
-            *(
-                (node.name, "labels", "cross-entropy", "", f"{node.supervised:g}")
-                for node in graph.nodes
-                if node.supervised
-            ),
-            *(
-                (
-                    link.learner,
-                    " and ".join(link.targets),
-                    link.loss,
-                    f"{link.temperature:g}",
-                    f"{link.weight:g}",
-                )
-                for link in graph.links
-            ),
-        ],
-    )
-    print(f"Ships: the mean probability of {', '.join(graph.deployed)}.")
+    console().print(nodes_table(graph, students))
+    if graph.links:
+        console().print(links_table(graph, students))
+    print(what_ships(graph))
+    if out is None:
+        print(f"To draw it: medkd methods show {name} --out FOLDER")
+    else:
+        from medkd.distill.drawing import write_drawing
+
+        svg, png = write_drawing(method, out)
+        print(f"Drawings: {svg} and {png}")
 
 
 def _stop(number: int, frame: object) -> None:  # noqa: ARG001

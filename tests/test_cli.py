@@ -93,11 +93,46 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 
 def test_methods_and_networks_are_listed(tmp_path: Path) -> None:
     listed = medkd("methods", "list", cwd=tmp_path).stdout
-    assert all(name in listed for name in ("kd_ml", "kd", "dml", "independent"))
-    shown = medkd("methods", "show", "kd_ml", "--students", "3", cwd=tmp_path).stdout
-    assert "student_1 and student_2" in shown
-    assert "Ships: the mean probability of student_0, student_1, student_2." in shown
+    assert all(f"│ {name} " in listed for name in ("kd_ml", "kd", "dml", "pcl_e", "independent"))
+    assert "arXiv 2110.11023" in listed
+    assert max(map(len, listed.splitlines())) <= 100
     assert "resnet18" in medkd("networks", cwd=tmp_path).stdout
+
+
+def test_a_method_is_shown_with_its_file_nodes_and_links(tmp_path: Path) -> None:
+    shown = medkd("methods", "show", "kd_ml", "--students", "3", cwd=tmp_path).stdout
+    assert "  - {from: teacher, to: student, loss: kl, temperature: 4}\n" in shown
+    assert "│ student_0 │ student_1 and student_2 (mean loss) │ kl   │ logits │ 1 │" in shown
+    assert "Ships: the mean probability of student_0, student_1, student_2." in shown
+    assert shown.endswith("To draw it: medkd methods show kd_ml --out FOLDER\n")
+    assert list(tmp_path.iterdir()) == []
+    okddip = " ".join(medkd("methods", "show", "okddip", cwd=tmp_path).stdout.split())
+    assert "│ mix_0 │ ensemble │ its link to peer_0 │" in okddip
+    assert "│ peer_0 │ mix_0 (not detached) │ kl │ logits │ 3 │ 1 │ exponential," in okddip
+    assert "Ships: leader." in okddip
+    sokd = medkd("methods", "show", "sokd", "--students", "1", cwd=tmp_path).stdout
+    assert "fresh last stage and head, fed by" in sokd
+    assert "labels, beforehand" in sokd
+    alone = medkd("methods", "show", "independent", cwd=tmp_path).stdout
+    assert "Nodes with 2 students" in alone
+    assert "Links" not in alone
+
+
+def test_a_method_is_drawn_where_one_says(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "nodes:\n"
+        "  student: {network: students}\n"
+        "  mean: {mean_of: student}\n"
+        "links:\n"
+        "  - {from: mean, to: student, pairs: own, loss: mse}\n"
+        "deploy: {best_of: student}\n"
+    )
+    done = medkd("methods", "show", "mine.yaml", "--out", "drawn", cwd=tmp_path)
+    assert done.stdout.splitlines()[-2:] == [
+        "Ships: the one of student_0, student_1 that does best on validation data.",
+        f"Drawings: {Path('drawn/mine.svg')} and {Path('drawn/mine.png')}",
+    ]
+    assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["mine.png", "mine.svg"]
 
 
 def test_doctor(tmp_path: Path) -> None:
