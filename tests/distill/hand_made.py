@@ -123,11 +123,12 @@ def networks_for(
 
 
 def batch(views: int = 1, *, seed: int = 1, images: int = IMAGES) -> tuple[Tensor, Tensor]:
-    """Images, with a dimension of views if there are several, and labels."""
+    """Images of different brightness, with a dimension of views if there are several; labels."""
     generator = torch.Generator().manual_seed(seed)
     shape = (views, images, 3, SIDE_PX, SIDE_PX) if views > 1 else (images, 3, SIDE_PX, SIDE_PX)
     labels = torch.arange(images) * 2 % CLASSES
-    return torch.rand(shape, generator=generator, dtype=torch.float64), labels
+    brightness = torch.linspace(0.2, 1, images, dtype=torch.float64).view(-1, 1, 1, 1)
+    return torch.rand(shape, generator=generator, dtype=torch.float64) * brightness, labels
 
 
 def make(
@@ -161,18 +162,19 @@ def make(
 
 @torch.no_grad()
 def stir(network: nn.Module) -> None:
-    """Move weights a little, and batch norms' statistics and factors off 0 and 1.
+    """Move weights, and batch norms' statistics off 0 and 1 to what they would be in training.
 
     So that a mean is not its source, and evaluation mode is not training mode.
     """
     for parameter in network.parameters():
-        parameter.add_(0.1 * torch.rand_like(parameter))
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            module.running_mean.uniform_(-0.2, 0.2)
-            module.running_var.uniform_(0.5, 1.5)
+        parameter.mul_(1 + 0.2 * torch.randn_like(parameter))
+        parameter.add_(0.02 * torch.randn_like(parameter))
+    if isinstance(network, StagedNetwork | WholeNetwork):
+        images, _ = batch(seed=int(torch.randint(1000, ())))
+        training = network.training
+        for _ in range(5):
+            network.train()(images.to(next(network.parameters()).dtype))
+        network.train(training)
 
 
 def total(terms: Mapping[str, Tensor]) -> Tensor:
