@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -10,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from medkd.config import load_config
 from medkd.errors import ConfigError
 from medkd.networks.staged import StagedNetwork, WholeNetwork, tail, trunk
 from medkd.networks.timm_models import PooledNetwork
-from medkd.networks.zoo import build_network, count_parameters, fresh_tail
+from medkd.networks.zoo import build_network, configured_network, count_parameters, fresh_tail
 
 _MEAN, _STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 
@@ -142,6 +144,18 @@ def test_pretrained_weights_are_asked_for_and_not_in_a_fresh_tail(fake_timm: lis
     fresh_tail(network, -1)
     name = "hf-hub:someone/vit"
     assert fake_timm == [(name, True, 2), (name, False, 2)]
+
+
+def test_the_example_of_a_foundation_model_as_teacher(
+    fake_timm: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(Path(__file__).parents[2] / "configs" / "foundation_teacher.yaml")
+    chosen = config.train.teacher
+    monkeypatch.setitem(_MODELS, chosen.network.removeprefix("timm:"), Transformer)
+    network = configured_network(chosen, classes=2, where="train.teacher")
+    assert isinstance(network, StagedNetwork)  # as the method's bridge needs it
+    assert config.train.method == "sokd"
+    assert fake_timm[0][1]  # pretrained
 
 
 def test_the_weights_can_be_kept_as_safetensors(fake_timm: list[Any]) -> None:

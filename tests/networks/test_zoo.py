@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -92,3 +94,18 @@ def test_what_is_refused() -> None:
             build_network("resnet10", classes=2, width=width)
     with pytest.raises(ConfigError, match=r"^train.students.1: unknown network"):
         build_network("u", classes=2, where="train.students.1")
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.title)
+def test_a_copy_is_a_network_of_its_own(family: Family) -> None:
+    # Moving averages of a network begin as its copy.
+    network = small_network(family, classes=3).eval()
+    copied = copy.deepcopy(network)
+    before = copied.state_dict()
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(copied(images), network(images))
+        for parameter in network.parameters():
+            parameter.fill_(7.0)
+    assert all(torch.equal(value, before[key]) for key, value in copied.state_dict().items())
+    assert all(not bool((p == 7).all()) for p in copied.parameters() if p.numel() > 1)
