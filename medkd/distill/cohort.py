@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from medkd.distill.ensembles import (
     finite,
     mean_logits,
     mean_probabilities,
+    shielded,
 )
 from medkd.distill.fit import (
     check_fit,
@@ -206,7 +207,7 @@ class Cohort(nn.Module):
             elif node.role == "bridge":
                 seen[node.name] = self._run_bridge(node, seen, learning)
             else:
-                seen[node.name] = self._run_ensemble(node, seen)
+                seen[node.name] = self._run_ensemble(node, seen, learning)
         return seen
 
     def look_again(self, seen: Mapping[str, Seen], name: str, images: Tensor) -> dict[str, Seen]:
@@ -296,21 +297,26 @@ class Cohort(nn.Module):
                     number: value if count == 1 else value.chunk(count)[part]
                     for number, value in states.items()
                 }
-                seen[name] = self._finished(name, early, group.shared_stages, learning)
+                entered = early[group.shared_stages]
+                if learning and len(group.names) > 1:
+                    entered = shielded(entered)
+                seen[name] = self._finished(name, entered, early, learning)
             return seen
 
     def _run_bridge(self, node: Node, seen: Mapping[str, Seen], learning: bool) -> Seen:
         source = self.nodes[node.sources[0]]
         assert isinstance(source, StagedNetwork)
         state = seen[node.sources[0]].states[split_point(source, node.from_stage)].detach()
-        return self._finished(node.name, {0: state}, 0, learning)
+        return self._finished(node.name, state, {0: state}, learning)
 
-    def _finished(self, name: str, states: dict[int, Tensor], done: int, learning: bool) -> Seen:
-        """From the state before stage ``done`` to logits."""
+    def _finished(
+        self, name: str, state: Tensor, early: Mapping[int, Tensor], learning: bool
+    ) -> Seen:
+        """From a state, the last of the early ones, to logits."""
         network = self._network(name)
         assert isinstance(network, StagedNetwork | Tail)
-        state = states[done]
-        for number in range(done, len(network.stages)):
+        states = dict(early)
+        for number in range(max(early), len(network.stages)):
             state = network.stages[number](state)
             states[number + 1] = state
         pooled = network.pool(state)
@@ -319,21 +325,27 @@ class Cohort(nn.Module):
         kept = {number: value for number, value in states.items() if number in needed}
         return _seen(network.classifier(pooled), pooled, kept)
 
-    def _run_ensemble(self, node: Node, seen: Mapping[str, Seen]) -> Seen:
+    def _run_ensemble(self, node: Node, seen: Mapping[str, Seen], learning: bool) -> Seen:
         device = next(iter(seen.values())).logits.device.type
         with torch.autocast(device, enabled=False):
-            members = [self._member(node, name, seen[name]) for name in node.sources]
-            if node.by == "mean logits":
-                return _seen(mean_logits(members))
-            if node.by == "mean probabilities":
-                return _seen(mean_probabilities(members))
-            module = self.ensembles[node.module or ""]
-            if isinstance(module, Attention):
-                return _seen(module(members, node.index))
-            assert isinstance(module, Gate | ConcatenatedFeatures)
-            return _seen(module(members))
+            members = [self._member(node, name, seen[name], learning) for name in node.sources]
+            combined = _seen(self._combined(node, members))
+            living = torch.stack([member.alive for member in members]).any()
+            return combined._replace(alive=combined.alive & living)
 
-    def _member(self, node: Node, name: str, seen: Seen) -> Member:
+    def _combined(self, node: Node, members: Sequence[Member]) -> Tensor:
+        """Logits of an ensemble, N x classes."""
+        if node.by == "mean logits":
+            return mean_logits(members)
+        if node.by == "mean probabilities":
+            return mean_probabilities(members)
+        module = self.ensembles[node.module or ""]
+        if isinstance(module, Attention):
+            return module(members, node.index)
+        assert isinstance(module, Gate | ConcatenatedFeatures)
+        return module(members)
+
+    def _member(self, node: Node, name: str, seen: Seen, learning: bool) -> Member:
         shared = None
         if node.by == "gate":
             network = self.nodes[name]
@@ -341,6 +353,9 @@ class Cohort(nn.Module):
             count = shared_count(self.graph.node(name), network)
             shared = _full(network.as_map(seen.states[count]))
         pooled = None if seen.pooled is None else _full(seen.pooled)
+        if learning and node.module is not None:
+            shared, pooled = (None if x is None else shielded(x) for x in (shared, pooled))
+            return Member(shielded(seen.logits), pooled, shared, seen.alive)
         return Member(seen.logits, pooled, shared, seen.alive)
 
     def _view(self, name: str, views: tuple[Tensor, ...]) -> int:
@@ -348,11 +363,11 @@ class Cohort(nn.Module):
         return self.graph.node(name).view if len(views) > 1 else 0
 
     def _hold(self) -> None:
-        for node in self.graph.nodes:
-            if node.frozen and self.nodes[node.name].training:
-                self.nodes[node.name].eval()
-        if self.averages.training:
-            self.averages.eval()
+        """Back to evaluation mode, whoever called ``train`` on whatever part of these."""
+        held = [self.nodes[node.name] for node in self.graph.nodes if node.frozen]
+        for module in (*held, self.averages):
+            if any(part.training for part in module.modules()):
+                module.eval()
 
     # What ships.
 

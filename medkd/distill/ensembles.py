@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +68,8 @@ class Gate(nn.Module):
         """Logits, N x classes."""
         shared = members[0].shared
         assert shared is not None
-        weights = F.softmax(F.relu(self.norm(self.linear(shared.mean(dim=(2, 3))))), dim=1)
+        scores = F.relu(self.norm(self.linear(shared.mean(dim=(2, 3)))))
+        weights = _softmax_of_the_living(scores, members)
         logits = torch.stack([finite(m.logits, m.alive) for m in members], dim=1)
         return torch.einsum("nk,nkc->nc", weights, logits)
 
@@ -91,8 +93,9 @@ class Attention(nn.Module):
             [finite(m.pooled, m.alive) for m in members if m.pooled is not None], dim=1
         )
         scores = torch.einsum("nd,nkd->nk", self.learner(pooled[:, own]), self.teacher(pooled))
+        weights = _softmax_of_the_living(scores, members)
         logits = torch.stack([finite(m.logits, m.alive) for m in members], dim=1)
-        return torch.einsum("nk,nkc->nc", F.softmax(scores, dim=1), logits)
+        return torch.einsum("nk,nkc->nc", weights, logits)
 
 
 class ConcatenatedFeatures(nn.Module):
@@ -109,6 +112,34 @@ class ConcatenatedFeatures(nn.Module):
         return logits
 
 
+def _softmax_of_the_living(scores: Tensor, members: Sequence[Member]) -> Tensor:
+    """Weights, N x members, of scores of that shape; zero for those that are not alive."""
+    alive = torch.stack([member.alive for member in members])
+    lowest = torch.finfo(scores.dtype).min
+    return F.softmax(torch.where(alive, scores, lowest), dim=1)
+
+
 def finite(values: Tensor, alive: Tensor) -> Tensor:
     """``values``, or zeros where a node is not alive: its gradient then is zero, not NaN."""
     return torch.where(alive, values, torch.zeros_like(values))
+
+
+def shielded(values: Tensor) -> Tensor:
+    """``values``, whose source is kept from gradients that are not finite: they become zero.
+
+    A dead node's own gradient is zero, but behind its weights that is NaN (0 x NaN), and what it
+    has in common with living ones would get it.
+    """
+    shielded_values: Tensor = _Shield.apply(values)
+    return shielded_values
+
+
+class _Shield(torch.autograd.Function):
+    @staticmethod
+    def forward(_: Any, values: Tensor) -> Tensor:
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(_: Any, *gradients: Tensor) -> Tensor:
+        (gradient,) = gradients
+        return torch.where(gradient.isfinite().all(), gradient, torch.zeros_like(gradient))

@@ -46,6 +46,7 @@ class World:
         labels: of the images.
         students: how many there are, K.
         w: the ramp's factor at this moment.
+        dead: nodes that are left out: they teach nothing, and ensembles are those of the others.
     """
 
     networks: Mapping[str, StagedNetwork]
@@ -55,6 +56,14 @@ class World:
     labels: Tensor
     students: int
     w: float
+    dead: frozenset[str] = frozenset()
+
+    def others(self, name: str, k: int) -> list[str]:
+        """All living ones of a set but number k."""
+        return self.living([f"{name}_{j}" for j in range(self.students) if j != k])
+
+    def living(self, names: list[str]) -> list[str]:
+        return [name for name in names if name not in self.dead]
 
     def run(self, name: str, view: int = 0) -> Run:
         network = self.networks[name] if name in self.networks else self.means[name]
@@ -88,6 +97,10 @@ def d(logits: Tensor) -> Tensor:
     return logits.detach()
 
 
+def add(values: list[Tensor]) -> Tensor:
+    return sum(values, start=torch.zeros((), dtype=torch.float64))
+
+
 def mean(values: list[Tensor]) -> Tensor:
     return sum(values) / len(values)
 
@@ -110,8 +123,8 @@ def _supervised(world: World, runs: Mapping[str, Run]) -> Terms:
 def _mutual(world: World, runs: Mapping[str, Run], k: int) -> Tensor:
     """1/(K-1) sum over l != k of KL(d(p_l) || p_k)."""
     own = runs[f"student_{k}"].logits
-    others = [runs[f"student_{j}"].logits for j in range(world.students) if j != k]
-    return sum(kl(d(other), own, 1) for other in others) / (world.students - 1)
+    losses = [kl(d(runs[other].logits), own, 1) for other in world.others("student", k)]
+    return add(losses) / (world.students - 1)
 
 
 def independent(world: World) -> tuple[Terms, Logits]:
@@ -171,8 +184,7 @@ def dml_e(world: World) -> tuple[Terms, Logits]:
     runs = _teacher_and_students(world)
     terms, logits = _supervised(world, runs), _logits(runs)
     for k in range(world.students):
-        others = [runs[f"student_{j}"].logits for j in range(world.students) if j != k]
-        target = _mean_probabilities([d(other) for other in others])
+        target = _mean_probabilities([d(runs[o].logits) for o in world.others("student", k)])
         terms[f"student_{k}/kl_from_others"] = kl_of_probabilities(
             target, runs[f"student_{k}"].logits
         )
@@ -210,10 +222,11 @@ def sokd(world: World) -> tuple[Terms, Logits]:
     L_s = CE + T^2 KL(d(p_A) || p_s); T = 4."""
     runs, terms = _sokd(world)
     bridge = runs["bridge"].logits
-    students = [runs[f"student_{k}"].logits for k in range(world.students)]
-    terms["bridge/kl_from_student"] = mean([kl(d(s), bridge, 4) for s in students])
-    for k, student in enumerate(students):
-        terms[f"student_{k}/kl_from_bridge"] = kl(d(bridge), student, 4)
+    names = [f"student_{k}" for k in range(world.students)]
+    losses = [kl(d(runs[name].logits), bridge, 4) for name in world.living(names)]
+    terms["bridge/kl_from_student"] = add(losses) / len(names)
+    for name in names:
+        terms[f"{name}/kl_from_bridge"] = kl(d(bridge), runs[name].logits, 4)
     return terms, _logits(runs)
 
 
@@ -221,12 +234,12 @@ def sokd_features(world: World) -> tuple[Terms, Logits]:
     """Between A and the students attention transfer of the last map, times 500."""
     runs, terms = _sokd(world)
     bridge = runs["bridge"].last_map
-    students = [runs[f"student_{k}"].last_map for k in range(world.students)]
-    terms["bridge/attention_on_stage-1_from_student"] = 500 * mean(
-        [attention(d(s), bridge) for s in students]
-    )
-    for k, student in enumerate(students):
-        terms[f"student_{k}/attention_on_stage-1_from_bridge"] = 500 * attention(d(bridge), student)
+    names = [f"student_{k}" for k in range(world.students)]
+    losses = [attention(d(runs[name].last_map), bridge) for name in world.living(names)]
+    terms["bridge/attention_on_stage-1_from_student"] = 500 * add(losses) / len(names)
+    for name in names:
+        loss = attention(d(bridge), runs[name].last_map)
+        terms[f"{name}/attention_on_stage-1_from_bridge"] = 500 * loss
     return terms, _logits(runs)
 
 
@@ -239,18 +252,22 @@ def pcl(world: World) -> tuple[Terms, Logits]:
     for k in range(m):
         network = world.networks[f"peer_{k}"]
         peers.append(finish(network, network.stages[-1](states[k])))
-    features = torch.cat([peer.pooled for peer in peers], dim=1)
+    # Of one that is left out the classifier sees zeros.
+    features = [
+        torch.zeros_like(peer.pooled) if f"peer_{k}" in world.dead else peer.pooled
+        for k, peer in enumerate(peers)
+    ]
+    features = torch.cat(features, dim=1)
     ensemble = features @ world.ensemble["classifier.weight"].T + world.ensemble["classifier.bias"]
-    means = [world.run(f"mean_{k}", view=k).logits for k in range(m)]
+    means = {f"mean_{k}": world.run(f"mean_{k}", view=k).logits for k in range(m)}
     terms = {"all_peers/supervised": world.ce(ensemble)}
     for j, peer in enumerate(peers):
         terms[f"peer_{j}/supervised"] = world.ce(peer.logits)
         terms[f"peer_{j}/kl_from_all_peers"] = world.w * kl(d(ensemble), peer.logits, 3)
-        others = [kl(d(means[l]), peer.logits, 3) for l in range(m) if l != j]  # noqa: E741
-        terms[f"peer_{j}/kl_from_mean"] = world.w / (m - 1) * sum(others)
+        losses = [kl(d(means[other]), peer.logits, 3) for other in world.others("mean", j)]
+        terms[f"peer_{j}/kl_from_mean"] = world.w / (m - 1) * add(losses)
     logits = {f"peer_{k}": peer.logits for k, peer in enumerate(peers)}
-    logits |= {f"mean_{k}": one for k, one in enumerate(means)} | {"all_peers": ensemble}
-    return terms, logits
+    return terms, logits | means | {"all_peers": ensemble}
 
 
 def one(world: World) -> tuple[Terms, Logits]:
@@ -268,10 +285,12 @@ def one(world: World) -> tuple[Terms, Logits]:
     normed = centred / torch.sqrt((centred**2).mean(dim=0) + BATCH_NORM_EPSILON)
     normed = normed * world.ensemble["norm.weight"] + world.ensemble["norm.bias"]
     rectified = torch.where(normed > 0, normed, torch.zeros_like(normed))
+    # Of those that are left out there is no weight: the softmax is over the others.
+    kept = [k for k in range(world.students) if f"branch_{k}" not in world.dead]
     rows = []
     for n in range(len(shared)):
-        shares = softmax(rectified[n])
-        rows.append(sum(share * z[n] for share, z in zip(shares, branches, strict=True)))
+        shares = softmax(torch.stack([rectified[n, k] for k in kept]))
+        rows.append(sum(share * branches[k][n] for share, k in zip(shares, kept, strict=True)))
     gate = torch.stack(rows)
     terms = {"gate/supervised": world.ce(gate)}
     for k, branch in enumerate(branches):
@@ -294,16 +313,17 @@ def okddip(world: World) -> tuple[Terms, Logits]:
         runs[name] = finish(network, network.stages[-1](shared))
     terms = _supervised(world, runs)
     logits = _logits(runs)
+    kept = world.living(names)
     for i, name in enumerate(names):
         rows = []
         for n in range(len(shared)):
             query = world.ensemble["learner.weight"] @ runs[name].pooled[n]
-            scores = [query @ (world.ensemble["teacher.weight"] @ runs[j].pooled[n]) for j in names]
+            scores = [query @ (world.ensemble["teacher.weight"] @ runs[j].pooled[n]) for j in kept]
             shares = softmax(torch.stack(scores))
-            rows.append(sum(a * runs[j].logits[n] for a, j in zip(shares, names, strict=True)))
+            rows.append(sum(a * runs[j].logits[n] for a, j in zip(shares, kept, strict=True)))
         logits[f"mix_{i}"] = torch.stack(rows)
         terms[f"{name}/kl_from_mix"] = world.w * kl(logits[f"mix_{i}"], runs[name].logits, 3)
-    logits["mean"] = mean([runs[name].logits for name in names])
+    logits["mean"] = mean([runs[name].logits for name in kept])
     leader = runs["leader"].logits
     terms["leader/kl_from_mean"] = world.w * kl(d(logits["mean"]), leader, 3)
     return terms, logits
@@ -313,7 +333,7 @@ def kdcl(world: World) -> tuple[Terms, Logits]:
     """L_k = 0.5 CE + 0.5 T^2 KL(d(p_shared) || p_k), T = 4, of every network, teacher too."""
     names = ["teacher", *(f"student_{k}" for k in range(world.students))]
     logits = {name: world.run(name, view=number).logits for number, name in enumerate(names)}
-    shared = mean(list(logits.values()))
+    shared = mean([logits[name] for name in world.living(names)])
     terms = {}
     for name in names:
         terms[f"{name}/supervised"] = 0.5 * world.ce(logits[name])
@@ -332,10 +352,11 @@ def learning_styles(world: World) -> tuple[Terms, Logits]:
         d(runs["teacher"].last_map), students[1].last_map
     )
     for k, student in enumerate(students):
-        others = [other for j, other in enumerate(students) if j != k]
         terms[f"student_{k}/kl_from_student"] = _mutual(world, runs, k)
-        terms[f"student_{k}/attention_on_stage-1_from_student"] = 500 * mean(
-            [attention(d(other.last_map), student.last_map) for other in others]
+        others = [runs[other].last_map for other in world.others("student", k)]
+        losses = [attention(d(other), student.last_map) for other in others]
+        terms[f"student_{k}/attention_on_stage-1_from_student"] = (
+            500 * add(losses) / (world.students - 1)
         )
     return terms, _logits(runs)
 
