@@ -1,0 +1,89 @@
+"""What no file says of a method: how it differs from its neighbours, and what is this project's.
+
+The order is that of docs/methods.md. A method without a note is an error.
+"""
+
+from __future__ import annotations
+
+NOTES = {
+    "independent": """
+The baseline: the same networks and the same budget, and no link. The teacher is no part of what
+ships; it is trained so that a run costs what one of `kd_ml` costs.
+""",
+    "kd_frozen": """
+The oldest of them, and the only difference from `kd` is `frozen: true`. The source leaves the two
+weights and the temperature to be chosen; weights of 1 and T = 4 are ours.
+""",
+    "kd": """
+`kd_frozen` with a teacher that is trained at the same time, or `kd_ml` without the links among
+the students: one of its ablations in the paper. Weights of 1 and T = 4 are ours.
+""",
+    "dml": """
+`kd_ml` without its teacher: the other ablation. T = 1 and a weight of 1 are what
+re-implementations that quote the paper have. The paper's algorithm 1 updates the networks one
+after the other, each by new predictions: `update: alternating` does that. The paper reports each
+network by itself; that their ensemble ships is ours.
+""",
+    "dml_e": """
+`dml` with one target in place of K - 1: the mean of all other networks. With two students the two
+are the same. The paper finds it the worse of the two. That the ensemble ships is ours.
+""",
+    "kd_ml": """
+The project's main method: `kd` and `dml` in one. That the teacher is trained along with the
+students and gets no gradient from them, and that the students' ensemble is the prediction, is the
+paper's. Ours are the weights of 1, T = 4 from the teacher and T = 1 among the students, and that
+the ensemble is the mean of probabilities.
+""",
+    "cml": """
+`kd_ml` with a frozen teacher. The source uses it to detect text, with that task's losses and two
+students; logits of classes, any number of students, T = 4 and T = 1, weights of 1 and the
+ensemble are ours.
+""",
+    "learning_styles": """
+`kd_ml` with shared work: one student learns from what the teacher predicts, another from its
+features, and they exchange both, as in the paper. Ours: features are compared by attention
+transfer at the last stage, with a weight of 500 (the 1000 / 2 of that loss's own code), T = 4 and
+T = 1; students beyond the second take part in the exchange alone.
+""",
+    "sokd": """
+As in `kd_frozen` the teacher is frozen; but the students never see it. Between them stands the
+bridge, which learns from both sides. T = 4, weights of 1 and one joint step are those of the
+authors' code. That code puts the frozen teacher into training mode, which moves the statistics of
+its batch norm; here it stays in evaluation mode. The teacher's early stages with the bridge are
+what the paper calls the improved teacher: look for the node `bridge` in the results. With several
+students the bridge learns from the mean of its losses with them: ours.
+""",
+    "sokd_features": """
+`sokd` whose bridge and students compare maps, not predictions; what the frozen teacher tells the
+bridge stays as it is. Attention transfer at the last stage, and its weight of 500, are ours.
+""",
+    "kdcl": """
+The teacher is just one more learner: every network has the same target, to which it has
+contributed itself, and sees an augmentation of its own. The source builds that target in several
+ways, for instance from the network with the lowest loss; the plain mean of the logits is our
+choice.
+""",
+    "one": """
+One target for all branches, as in `pcl`, but a weighted sum of their logits in place of a
+classifier on their features, and no means. T = 3 and 80 epochs of ramp are as in the code of
+OKDDip's authors, who compare with it. There the gradient also flows into the target; that it is
+detached here is ours.
+""",
+    "okddip": """
+Where `one` has one target for all, every peer has its own mix here, and what ships is a leader
+that teaches no one. In the authors' code neither target is detached. Here the mixes are not, for
+nothing else would train their attention (and so the gradient also reaches the peers that are
+mixed); that the leader's target is detached is ours. The authors count the leader among their
+branches; here it is one more network than `train.students` says.
+""",
+    "pcl": """
+Two teachers that cost nothing to deploy: the peers' ensemble, and the running mean of each peer,
+from which the others learn. T, decay and ramp are the paper's, and so are views of their own.
+Ours: a mean sees the view of the peer that it averages, and the ramp is a share (80 of 300
+epochs), so that a shorter training has it all.
+""",
+    "pcl_e": """
+Trained just as `pcl`; it ships the ensemble, which costs the common stages once and the last
+stage of every peer.
+""",
+}
