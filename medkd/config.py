@@ -76,8 +76,8 @@ class TileConfig(Strict):
     max_white: Fraction = Field(
         0.9,
         description="Largest share of a tile that may be white in its own pixels, whatever the "
-        "thumbnail shows there. Blank tiles are above 0.97, fat is about 0.75, other tissue below "
-        "0.3.",
+        "thumbnail shows there. Blank tiles are above 0.97, very loose tissue is about 0.75, other "
+        "tissue below 0.3.",
     )
     annotations: FilePath | None = Field(
         None,

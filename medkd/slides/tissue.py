@@ -22,7 +22,7 @@ SMALLEST_TISSUE_MM2 = 0.01
 """Objects smaller than this are dust: a biopsy fragment is a hundred times as large."""
 
 _SMOOTH_UM = 10.0  # evens out JPEG blocks and the noise of glass
-_CLOSE_UM = 24.0  # joins nuclei and fibres of loose tissue; lumina and fat lobules are wider
+_CLOSE_UM = 64.0  # joins the nuclei and fibres of loose tissue; wider gaps stay holes
 
 # Otsu's threshold on colourfulness (optical density, most minus least absorbed channel) is kept
 # within these. Glass stays below the lower one, also when the whole image is glass; the palest
