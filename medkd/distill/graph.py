@@ -318,6 +318,8 @@ class _Expansion:
                     or (self._nodes[target].index == number) == (spec.pairs == "own")
                 )
             )
+            if sources == (learner,) and self._students > 1:
+                continue  # One member teaches its whole set, but not itself.
             if not targets:
                 self._method.refuse(
                     key,

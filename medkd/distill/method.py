@@ -84,6 +84,13 @@ def _check_names(method: Method) -> None:
             method.refuse(
                 ("nodes", name), f"'{name}' cannot be a node's name", "Choose another word."
             )
+        owner, _, number = name.rpartition("_")
+        if owner in spec.nodes and number.isdigit() and is_set(owner, spec):
+            method.refuse(
+                ("nodes", name),
+                f"'{name}' is a member of the set '{owner}' already",
+                "Choose another word.",
+            )
     for network in ("teacher", "students"):
         named = [name for name, node in spec.nodes.items() if node.network == network]
         if len(named) > 1:
@@ -95,6 +102,11 @@ def _check_names(method: Method) -> None:
     for key, name in _named(spec):
         if set_of(name, spec) is None:
             method.refuse(key, f"unknown node '{name}'", hint(name, spec.nodes))
+    for name in spec.views:
+        if spec.nodes[set_of(name, spec) or name].network is None:
+            method.refuse(
+                ("views",), f"'{name}' takes no images of its own", "Name networks alone."
+            )
 
 
 def _named(spec: MethodSpec) -> Iterator[tuple[tuple[str | int, ...], str]]:
@@ -130,6 +142,11 @@ def is_set(name: str, spec: MethodSpec) -> bool:
     return node.without == "own" or node.by == "attention"
 
 
+def _names_set(name: str, spec: MethodSpec) -> bool:
+    """Whether the name is a whole set's, not that of a single node or of a member."""
+    return name in spec.nodes and is_set(name, spec)
+
+
 def _check_sources(method: Method) -> None:
     spec = method.spec
     for name, node in spec.nodes.items():
@@ -158,11 +175,10 @@ def _check_sources(method: Method) -> None:
         if node.ensemble_of is not None:
             if node.by in LEARNING and any(kind.kind != "network" for kind in kinds):
                 method.refuse(key, f"'{node.by}' needs networks", "Name networks alone.")
-            if node.by == "attention" and len(node.ensemble_of) > 1:
+            one_set = len(node.ensemble_of) == 1 and _names_set(node.ensemble_of[0], spec)
+            if node.by == "attention" and not one_set:
                 method.refuse(key, "'attention' needs one set", "Name one set.")
-            if node.without and not (
-                len(node.ensemble_of) == 1 and is_set(node.ensemble_of[0], spec)
-            ):
+            if node.without and not one_set:
                 method.refuse(key, "'without: own' needs one set", "Name one set.")
             if node.by == "gate" and any(
                 kind.share is None and kind.share_with is None for kind in kinds
@@ -185,7 +201,14 @@ def _check_learners(method: Method) -> None:
                 f"'{link.learner}' has nothing that could learn",
                 "Let the link end in a network that is trained.",
             )
-        if link.source == link.learner and not is_set(learner, spec):
+        sets = _names_set(link.source, spec) and _names_set(link.learner, spec)
+        if link.pairs != "all" and not sets:
+            method.refuse(
+                ("links", index, "pairs"),
+                f"'pairs: {link.pairs}' compares numbers in two sets, and this link joins others",
+                "Leave it out, or name a set at both ends.",
+            )
+        if link.source == link.learner and not _names_set(link.learner, spec):
             method.refuse(
                 ("links", index),
                 f"a link from '{link.source}' to itself",

@@ -8,9 +8,9 @@ from pydantic import Field, field_validator, model_validator
 
 from medkd.distill.links import LOSSES
 from medkd.distill.ramp import Ramp, parse_ramp
-from medkd.schema import Strict, hint
+from medkd.schema import Strict
 
-Weight = Annotated[float, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 Place = Annotated[str, Field(pattern=r"^(logits|pooled|stage -?\d+)$")]
 Combination = Literal[
@@ -166,7 +166,7 @@ class LinkSpec(Strict):
     weight: Weight = Field(1.0, description="Factor on the loss.")
     ramp: RampSpec | None = Field(None, description="How the weight grows in training.")
     detach: bool = Field(True, description="Whether the target is kept from the gradient.")
-    temperature: Annotated[float, Field(gt=0)] | None = None
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     alpha: Weight | None = None
     beta: Weight | None = None
 
@@ -174,7 +174,7 @@ class LinkSpec(Strict):
     @classmethod
     def _loss_is_known(cls, loss: str) -> str:
         if loss not in LOSSES:
-            raise ValueError(f"unknown loss '{loss}'; {hint(loss, LOSSES)}")
+            raise ValueError(f"not one of {', '.join(LOSSES)}")
         return loss
 
     @model_validator(mode="after")
