@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeAlias
 
 from medkd.distill.fit import Part, shared_count, stage_number
 from medkd.distill.graph import Graph, Node
-from medkd.errors import MethodError
+from medkd.errors import ConfigError, MethodError
 from medkd.networks.staged import Network, StagedNetwork, split_point, tail
 
 Needs: TypeAlias = dict[str, tuple[frozenset[int], frozenset[int]]]
@@ -36,7 +36,10 @@ def parts_of(graph: Graph, networks: Mapping[str, Network]) -> dict[str, Part]:
                         where=node.where,
                         remedy="Choose a network with stages ('medkd networks' says which).",
                     )
-            parts[node.name] = tail(networks[node.name], node.from_stage)
+            try:
+                parts[node.name] = tail(networks[node.name], node.from_stage)
+            except ConfigError as error:
+                raise MethodError(error.what, where=node.where, remedy=error.remedy) from None
     return parts
 
 
