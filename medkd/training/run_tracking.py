@@ -81,7 +81,7 @@ class CohortTracker:
             for unit, column in (("patients", "patient_id"), ("slides", "slide_id"), ("tiles", ""))
         }
         self._parent.log_params({**flatten(content), **flatten({"data_counts": counts})})
-        for name in ("config.yaml", "method.yaml"):
+        for name in ("config.yaml", "method.yaml", "method.svg", "method.png"):
             self._parent.log_file(config.run_folder / name)
         self._parent.log_file(config.splits_file)
         for node in graph.nodes:

@@ -13,6 +13,7 @@ from medkd import __version__
 from medkd.config import Config
 from medkd.datasets.tables import SlideRow
 from medkd.distill.cohort import Cohort
+from medkd.distill.drawing import write_drawing
 from medkd.distill.graph import Graph, expand
 from medkd.distill.method import Method, load_method
 from medkd.errors import Stopped
@@ -77,6 +78,8 @@ def run_train_stage(
     found = checkpoint.load_checkpoint(folder / "checkpoints", identity)
     write_text(folder / "config.yaml", yaml.safe_dump(config.resolved(), sort_keys=False))
     write_text(folder / "method.yaml", method.text)
+    for drawing in write_drawing(method, folder):
+        drawing.replace(folder / f"method{drawing.suffix}")
     tracker = CohortTracker(config, graph, cohort, table)
     try:
         before = [

@@ -93,7 +93,13 @@ def test_runs_curves_and_model_over_http(
         assert [point.step for point in history] == list(expected["epoch"])
         assert [point.value for point in history] == pytest.approx(list(expected["value"]))
     artefacts = {item.path for item in client.list_artifacts(parent.info.run_id)}
-    assert {"config.yaml", "method.yaml", "splits.parquet", "evaluation.json"} <= artefacts
+    assert {
+        "config.yaml",
+        "method.yaml",
+        "method.png",
+        "splits.parquet",
+        "evaluation.json",
+    } <= artefacts
     plots = {item.path for item in client.list_artifacts(parent.info.run_id, "plots")}
     assert {"plots/roc.png", "plots/reliability.png", "plots/confusion.png"} <= plots
 
