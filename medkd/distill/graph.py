@@ -126,13 +126,15 @@ class Graph:
         return next(node for node in self.nodes if node.name == name)
 
     def made_of(self, name: str) -> tuple[Node, ...]:
-        """The node and all that it is made of, in the order of ``nodes``."""
+        """The node and all that it needs to predict, in the order of ``nodes``."""
         needed, waiting = set(), [name]
         while waiting:
             current = waiting.pop()
             if current not in needed:
                 needed.add(current)
-                waiting += self.node(current).sources
+                node = self.node(current)
+                # A mean has weights of its own: it follows its source, but needs it no more.
+                waiting += () if node.role == "mean" else node.sources
         return tuple(node for node in self.nodes if node.name in needed)
 
     def first(self, name: str) -> Graph:

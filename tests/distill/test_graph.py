@@ -214,3 +214,33 @@ def test_the_same_link_on_other_features_is_another_link() -> None:
 def test_one_way_without_detaching_is_allowed() -> None:
     text = changed(GOOD, "temperature: 4}", "temperature: 4, detach: false}")
     assert expand(parse_method(text, "mine"), 2).links
+
+
+@pytest.mark.parametrize("name", ["kd_frozen", "cml", "sokd", "sokd_features"])
+def test_what_is_frozen_is_trained_first_by_its_labels_alone(name: str) -> None:
+    graph = expand(load_method(name), 3).first("teacher")
+    (node,) = graph.nodes
+    assert (node.name, node.role, node.frozen, node.supervised) == ("teacher", "teacher", False, 1)
+    assert (graph.links, graph.views, graph.update) == ((), 1, "simultaneous")
+
+
+def test_what_a_node_needs_to_predict() -> None:
+    graph = expand(parse_method(RICH, "rich"), 2)
+    needed = {node.name: {one.name for one in graph.made_of(node.name)} for node in graph.nodes}
+    peers = {"peer_0", "peer_1"}
+    assert needed == {
+        "teacher": {"teacher"},
+        "bridge": {"bridge", "teacher"},
+        "peer_0": {"peer_0"},
+        "peer_1": {"peer_1"},
+        "leader": {"leader"},
+        # Its weights are its own, though they follow those of the peer.
+        "mean_0": {"mean_0"},
+        "mean_1": {"mean_1"},
+        "gate": {"gate", *peers},
+        "mix_0": {"mix_0", *peers},
+        "mix_1": {"mix_1", *peers},
+        "others_0": {"others_0", "peer_1"},
+        "others_1": {"others_1", "peer_0"},
+        "all": {"all", "teacher", *peers},
+    }
