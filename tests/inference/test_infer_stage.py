@@ -493,7 +493,8 @@ def test_nothing_of_a_real_slide_comes_out_but_its_tissue(package, real_slides, 
     assert picture.size not in [image.size for image in associated.values()]
     for data in contents(out).values():
         assert data.count(b"\x89PNG\r\n\x1a\n") <= 1
-        assert b"JFIF" not in data
+        # In the letters of an embedded PNG the word may stand by chance.
+        assert b"JFIF" not in re.sub(rb";base64,[A-Za-z0-9+/=]+", b"", data)
     # Every byte is the same without label and macro, so it tells nothing of them.
     (tmp_path / "blanked").mkdir()
     blanked = without_associated_images(path, tmp_path / "blanked" / "case7.svs")
