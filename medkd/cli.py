@@ -152,8 +152,9 @@ def train(
         f"{settings.train.epochs} epochs, to {settings.run_folder}"
     )
     result = run_train_stage(settings, rows, restart=restart)
-    if result.resumed_from:
-        print(f"Resumed after epoch {result.resumed_from}.")
+    if result.resumed_from is not None:
+        epoch, step = result.resumed_from
+        print(f"Resumed after epoch {epoch}" + (f" and step {step}." if step else "."))
     _table(
         f"Validation tiles at epoch {result.best_epoch}, the best by the ensemble's log loss",
         ("network", "parameters", "log loss", "AUROC"),

@@ -277,6 +277,10 @@ class TrainConfig(Strict):
     loader_workers: Annotated[int, Field(ge=0)] = Field(
         0, description="Processes that load tiles beside the training process."
     )
+    save_minutes: Annotated[float, Field(ge=0)] = Field(
+        10.0,
+        description="The state is saved so often within an epoch, and after each; 0: in each step.",
+    )
     cache_mb: Annotated[float, Field(ge=0)] = Field(
         2000, description="Memory for decoded tiles (MONAI's CacheDataset), megabytes."
     )

@@ -107,6 +107,8 @@ class EpochSampler(Sampler[int]):
         balance: ``class`` draws each class equally often: the larger class loses tiles, the
             smaller one repeats some, and the epoch keeps its length. ``none`` leaves them.
         seed: of the experiment.
+
+    Set ``epoch`` before each epoch, and ``skip`` to the number of its tiles that were drawn before.
     """
 
     def __init__(
@@ -125,12 +127,13 @@ class EpochSampler(Sampler[int]):
         self._balance = balance
         self._seed = seed
         self.epoch = 0
+        self.skip = 0
 
     def __len__(self) -> int:
-        return len(self._draw())
+        return len(self._draw()) - self.skip
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self._draw().tolist())
+        return iter(self._draw()[self.skip :].tolist())
 
     def _draw(self) -> np.ndarray:
         random = np.random.default_rng((self._seed, self.epoch))

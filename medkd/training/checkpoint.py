@@ -29,6 +29,7 @@ class Progress:
 
     Attributes:
         epochs_done: epochs that are finished.
+        steps_done: steps of the epoch after these.
         best_epoch: the epoch (from 1) chosen so far; 0 before the first.
         best_log_loss: validation log loss of the deployed ensemble at that epoch, nats.
         curves: one row per epoch, network and metric.
@@ -36,6 +37,7 @@ class Progress:
     """
 
     epochs_done: int = 0
+    steps_done: int = 0
     best_epoch: int = 0
     best_log_loss: float = float("inf")
     curves: list[dict[str, Any]] = field(default_factory=list)
@@ -49,7 +51,7 @@ def save_checkpoint(folder: Path, identity: str, progress: Progress, state: dict
         folder: of the checkpoints.
         identity: of the run's settings and data; a resume compares it.
         progress: see there.
-        state: state dictionaries of the cohort, the optimizer and the schedule.
+        state: state dictionaries of the cohort, the optimizer and the schedule, and of the epoch.
     """
     make_folder(folder)
     last = folder / "last.pt"

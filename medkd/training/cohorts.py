@@ -64,6 +64,8 @@ def build_cohort(config: Config, graph: Graph) -> Cohort:
         if node.is_network or node.role == "bridge":
             torch.manual_seed(_seed(config.seed, node))
             chosen = network_config(config, graph, node)
+            if node.role == "bridge":
+                chosen = chosen.model_copy(update={"pretrained": False})  # fresh, as SOKD has it
             network = configured_network(
                 chosen, classes=len(config.data.classes), where=network_key(graph, node)
             )

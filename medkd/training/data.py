@@ -111,11 +111,21 @@ def training_loader(
 
 
 def epoch_batches(
-    dataset: PatchDataset, sampler: EpochSampler, config: Config, epoch: int
+    dataset: PatchDataset,
+    sampler: EpochSampler,
+    config: Config,
+    epoch: int,
+    *,
+    steps_done: int = 0,
 ) -> DataLoader:
-    """The batches of one epoch. The last one is dropped where it is not full."""
+    """The batches of one epoch, without the first ``steps_done``.
+
+    The last one is dropped where it is not full.
+    """
     dataset.epoch = sampler.epoch = epoch
+    sampler.skip = 0
     size = min(config.train.batch_size, len(sampler))
+    sampler.skip = steps_done * size
     return _loader(dataset, config, batch_size=size, sampler=sampler, drop_last=True)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from lightning_fabric import Fabric
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from medkd.config import TrainConfig
+from medkd.datasets.patches import seed_of
 from medkd.distill.cohort import Cohort
 from medkd.distill.graph import Graph
 from medkd.distill.ramp import Moment
@@ -20,6 +21,8 @@ from medkd.progress import Advance, warn
 from medkd.tasks.classification import tile_metrics
 
 ENSEMBLE = "ensemble"
+
+_STEP_SEEDS = 1_000_000
 
 
 @dataclass
@@ -32,10 +35,29 @@ class Engine:
     forward: nn.Module
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LambdaLR
+    seed: int = 0
 
 
-def set_up(cohort: Cohort, config: TrainConfig, steps_per_epoch: int) -> Engine:
-    """Move the cohort to the device and make its optimizer and learning rate schedule."""
+@dataclass
+class EpochCourse:
+    """How far an epoch is.
+
+    Attributes:
+        steps_done: of it.
+        sums: of each loss term over these steps, on the device.
+        dead: in how many of these steps each node's numbers were not finite.
+    """
+
+    steps_done: int = 0
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    dead: dict[str, Tensor] = field(default_factory=dict)
+
+
+def set_up(cohort: Cohort, config: TrainConfig, steps_per_epoch: int, *, seed: int = 0) -> Engine:
+    """Move the cohort to the device and make its optimizer and learning rate schedule.
+
+    What networks draw at random (dropout) depends on ``seed`` and the step alone.
+    """
     accelerator = "auto" if config.device == "auto" else config.device
     if config.device == "cuda" and not torch.cuda.is_available():
         raise TrainingError(
@@ -56,7 +78,7 @@ def set_up(cohort: Cohort, config: TrainConfig, steps_per_epoch: int) -> Engine:
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    return Engine(fabric, cohort, forward, wrapped, schedule)
+    return Engine(fabric, cohort, forward, wrapped, schedule, seed)
 
 
 def parameter_groups(cohort: Cohort, config: TrainConfig) -> list[dict[str, object]]:
@@ -81,15 +103,20 @@ def train_epoch(
     *,
     epoch: int,
     config: TrainConfig,
+    course: EpochCourse | None = None,
+    after_step: Callable[[EpochCourse], None] | None = None,
 ) -> dict[str, float]:
     """Train on all batches.
 
     Args:
         engine: see there.
-        batches: with ``image``, N x 3 x H x W, or N x views x 3 x H x W, and ``label``.
+        batches: with ``image``, N x 3 x H x W, or N x views x 3 x H x W, and ``label``; what
+            remains of the epoch.
         advance: told of each step.
         epoch: its number, from 0.
         config: of the run.
+        course: what of the epoch was done before; None: nothing. It is kept up to date.
+        after_step: called with it after each step.
 
     Returns:
         The mean of each loss term over the epoch.
@@ -101,11 +128,11 @@ def train_epoch(
     engine.forward.train()
     device = engine.fabric.device
     cohort = engine.cohort
-    sums: dict[str, Tensor] = {}
-    dead: dict[str, Tensor] = {}
-    steps = len(batches)
-    for number, batch in enumerate(batches):
-        step = epoch * steps + number
+    course = course or EpochCourse()
+    steps = course.steps_done + len(batches)
+    for batch in batches:
+        step = epoch * steps + course.steps_done
+        torch.manual_seed(seed_of(engine.seed, _STEP_SEEDS + step))
         cohort.set_moment(Moment(epoch, step, config.epochs, steps))
         images = _on_device(batch["image"], device)
         labels = batch["label"].to(device, non_blocking=True)
@@ -117,12 +144,16 @@ def train_epoch(
         cohort.update_averages(step)
         # Summed on the device: reading a value here would make the host wait for it.
         for name, value in terms.items():
-            sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
+            course.sums[name] = course.sums.get(name, torch.zeros_like(value)) + value.detach()
         for name, flag in alive.items():
-            dead[name] = dead.get(name, torch.zeros_like(flag, dtype=torch.int64)) + ~flag
+            none = torch.zeros_like(flag, dtype=torch.int64)
+            course.dead[name] = course.dead.get(name, none) + ~flag
+        course.steps_done += 1
+        if after_step is not None:
+            after_step(course)
         advance(1)
-    means = {name: float(value) / steps for name, value in sums.items()}
-    broken = {name: int(count) for name, count in dead.items() if int(count)}
+    means = {name: float(value) / steps for name, value in course.sums.items()}
+    broken = {name: int(count) for name, count in course.dead.items() if int(count)}
     lost = sorted(name for name, value in means.items() if not math.isfinite(value))
     if (broken or lost) and config.non_finite == "stop":
         told = ", ".join(sorted({*broken, *(name.split("/")[0] for name in lost)}))

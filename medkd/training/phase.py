@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from medkd.config import Config, TrainConfig
-from medkd.datasets.patches import seed_of
 from medkd.distill.cohort import Cohort
 from medkd.distill.graph import Graph
 from medkd.errors import TrainingError
 from medkd.progress import progress
 from medkd.training import checkpoint
 from medkd.training.data import TileTable, epoch_batches, evaluation_batches, training_loader
-from medkd.training.loop import ENSEMBLE, Engine, evaluate, predict_tiles, set_up, train_epoch
+from medkd.training.interruption import StopRequest, deferred_stop
+from medkd.training.loop import (
+    ENSEMBLE,
+    Engine,
+    EpochCourse,
+    evaluate,
+    predict_tiles,
+    set_up,
+    train_epoch,
+)
 from medkd.training.run_tracking import CohortTracker
-
-_EPOCH_SEEDS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -77,38 +84,50 @@ def train_phase(phase: Phase) -> checkpoint.Progress:
     held_out = tiles[tiles["role"] == "validation"].reset_index(drop=True)
     dataset, sampler = training_loader(config, training, views=graph.views)
     steps = len(epoch_batches(dataset, sampler, config, 0))
-    engine = set_up(cohort, settings, steps)
+    engine = set_up(cohort, settings, steps, seed=config.seed)
     found = checkpoint.load_checkpoint(phase.checkpoints, phase.identity)
     done, state = found if found is not None else (checkpoint.Progress(), None)
+    course = EpochCourse()
     if state is not None:
         cohort.load_state_dict(state["cohort"])
         engine.optimizer.load_state_dict(state["optimizer"])
         engine.schedule.load_state_dict(state["schedule"])
+        course = EpochCourse(done.steps_done, state["sums"], state["dead"])
     validation = evaluation_batches(config, held_out, cache=True)
-    positive = config.data.classes.index(config.data.positive)
     label = f"{phase.first} first" if phase.first else "training"
-    with progress(label, steps * settings.epochs, done=steps * done.epochs_done) as advance:
+    before = steps * done.epochs_done + done.steps_done
+    with (
+        deferred_stop() as request,
+        progress(label, steps * settings.epochs, done=before) as advance,
+    ):
+        saver = _Saver(phase, engine, done, request)
         for epoch in range(done.epochs_done, settings.epochs):
-            began = time.monotonic()
-            # Dropout draws from this; the epoch alone decides it, so a resume draws the same.
-            torch.manual_seed(seed_of(config.seed, _EPOCH_SEEDS + epoch))
-            batches = epoch_batches(dataset, sampler, config, epoch)
-            terms = train_epoch(engine, batches, advance, epoch=epoch, config=settings)
-            probabilities, labels = predict_tiles(engine.forward, engine.fabric.device, validation)
-            metrics = evaluate(probabilities, labels, graph, positive)
+            batches = epoch_batches(dataset, sampler, config, epoch, steps_done=course.steps_done)
+            terms = train_epoch(
+                engine,
+                batches,
+                advance,
+                epoch=epoch,
+                config=settings,
+                course=course,
+                after_step=saver.after_step,
+            )
+            metrics = _validated(engine, graph, validation, config, saver, course)
             rows = _curve_rows(epoch + 1, terms, metrics, "first/" if phase.first else "")
             done.curves += rows
             done.epochs_done = epoch + 1
+            course = EpochCourse()
             log_loss = metrics[ENSEMBLE]["log_loss"]
             if log_loss < done.best_log_loss:
                 done.best_log_loss, done.best_epoch = log_loss, epoch + 1
                 checkpoint.save_networks(
                     checkpoint.epoch_folder(phase.checkpoints, epoch + 1), cohort.own_modules()
                 )
-            done.seconds += time.monotonic() - began
-            _save(phase, engine, done)
+            saver.save(course)
+            checkpoint.keep_only(phase.checkpoints, done.best_epoch)
             phase.tracker.log_epoch(epoch + 1, rows)
             advance(0, note=f"epoch {epoch + 1}: validation log loss {log_loss:.3f}")
+            request.stop()
     if not done.best_epoch:
         raise TrainingError(
             "no epoch gave finite probabilities on the validation tiles",
@@ -119,18 +138,70 @@ def train_phase(phase: Phase) -> checkpoint.Progress:
     return done
 
 
-def _save(phase: Phase, engine: Engine, done: checkpoint.Progress) -> None:
-    checkpoint.save_checkpoint(
-        phase.checkpoints,
-        phase.identity,
-        done,
-        {
-            "cohort": phase.cohort.state_dict(),
-            "optimizer": engine.optimizer.state_dict(),
-            "schedule": engine.schedule.state_dict(),
-        },
-    )
-    checkpoint.keep_only(phase.checkpoints, done.best_epoch)
+class _Saver:
+    """Saves the state of a phase: now and then, and before the run stops."""
+
+    def __init__(
+        self, phase: Phase, engine: Engine, done: checkpoint.Progress, request: StopRequest
+    ) -> None:
+        self._phase, self._engine, self._done, self._request = phase, engine, done, request
+        self._saved = self._counted = time.monotonic()
+
+    def after_step(self, course: EpochCourse) -> None:
+        """Save if it is time to.
+
+        Raises:
+            Stopped: a signal came; the state is saved.
+        """
+        due = time.monotonic() - self._saved >= 60 * self._phase.settings.save_minutes
+        if due or self._request:
+            self.save(course)
+        self._request.stop()
+
+    @property
+    def is_asked_to_stop(self) -> bool:
+        """Whether a signal came."""
+        return bool(self._request)
+
+    def save(self, course: EpochCourse) -> None:
+        """Save, with so much of the epoch done."""
+        engine, done = self._engine, self._done
+        now = time.monotonic()
+        done.seconds += now - self._counted
+        done.steps_done = course.steps_done
+        checkpoint.save_checkpoint(
+            self._phase.checkpoints,
+            self._phase.identity,
+            done,
+            {
+                "cohort": self._phase.cohort.state_dict(),
+                "optimizer": engine.optimizer.state_dict(),
+                "schedule": engine.schedule.state_dict(),
+                "sums": course.sums,
+                "dead": course.dead,
+            },
+        )
+        self._counted = now
+        self._saved = time.monotonic()
+
+
+def _validated(
+    engine: Engine,
+    graph: Graph,
+    batches: Iterable[dict[str, Tensor]],
+    config: Config,
+    saver: _Saver,
+    course: EpochCourse,
+) -> dict[str, dict[str, float]]:
+    """Metrics on the validation tiles; a stop in between is a stop after the epoch's last step."""
+
+    def check(_: int) -> None:
+        if saver.is_asked_to_stop:
+            saver.after_step(course)
+
+    probabilities, labels = predict_tiles(engine.forward, engine.fabric.device, batches, check)
+    positive = config.data.classes.index(config.data.positive)
+    return evaluate(probabilities, labels, graph, positive)
 
 
 def _curve_rows(

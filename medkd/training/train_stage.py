@@ -32,11 +32,12 @@ from medkd.training.run_tracking import CohortTracker
 class TrainResult:
     """What a training run came to.
 
-    ``best`` holds the validation metrics of every node and of the ensemble at ``best_epoch``.
+    ``best`` holds the validation metrics of every node and of the ensemble at ``best_epoch``;
+    ``resumed_from`` the epochs, and the steps of the next one, that an earlier process had done.
     """
 
     run_folder: Path
-    resumed_from: int
+    resumed_from: tuple[int, int] | None
     best_epoch: int
     best: dict[str, dict[str, float]]
     parameters: dict[str, int]
@@ -46,7 +47,7 @@ class TrainResult:
 
 def run_identity(config: Config, method: Method, table: TileTable) -> str:
     """A digest of all that decides what a run computes; a resume compares it."""
-    left_out = {"device", "loader_workers", "cache_mb"}
+    left_out = {"device", "loader_workers", "cache_mb", "save_minutes"}
     train = config.train.model_dump(mode="json", exclude=left_out)
     weights = [sha256_of_file(path) for path in weight_files(config)]
     return sha256_of_json([train, config.seed, method.text, table.digest, weights])
@@ -88,7 +89,7 @@ def run_train_stage(
         ]
         phase = Phase(config, graph, table, cohort, identity, tracker)
         done = train_phase(phase)
-        result = _finish(phase, before, done, found[0].epochs_done if found else 0)
+        result = _finish(phase, before, done, found[0] if found else None)
     except BaseException as error:
         tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt | Stopped) else "FAILED")
         raise
@@ -117,7 +118,7 @@ def _finish(
     phase: Phase,
     before: Sequence[checkpoint.Progress],
     done: checkpoint.Progress,
-    resumed_from: int,
+    found: checkpoint.Progress | None,
 ) -> TrainResult:
     config, graph, table, cohort = phase.config, phase.graph, phase.table, phase.cohort
     phase.restore_best(done)
@@ -168,7 +169,7 @@ def _finish(
     phase.tracker.log_result(done.best_epoch, best)
     return TrainResult(
         run_folder=folder,
-        resumed_from=resumed_from,
+        resumed_from=(found.epochs_done, found.steps_done) if found else None,
         best_epoch=done.best_epoch,
         best=best,
         parameters=parameters,

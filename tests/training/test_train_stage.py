@@ -41,7 +41,7 @@ def test_a_run_leaves_everything_in_place(cohort: Cohort) -> None:
     result = run_train_stage(config, cohort.rows)
     folder = config.run_folder
     assert result.run_folder == folder
-    assert result.resumed_from == 0
+    assert result.resumed_from is None
     assert set(result.best) == {*NODES, "ensemble"}
 
     curves = pd.read_csv(folder / "curves.csv")
@@ -146,6 +146,47 @@ def test_killed_and_started_again_it_ends_as_if_never_killed(
     assert weights(elsewhere) == killed
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_stopped_within_an_epoch_it_goes_on_from_the_step(
+    cohort: Cohort, tmp_path: Path, number: signal.Signals
+) -> None:
+    """A signal ends it after the step and what was done is saved; SIGKILL loses what was not."""
+    config = cohort.variant("train.epochs=2", "train.method=pcl", "train.batch_size=8")
+    saving = f"train.save_minutes={0 if number == signal.SIGKILL else 0.005}"
+    started = [*command(config)[:-1], "train.epochs=2", "--set", "train.method=pcl"]
+    started += ["--set", "train.batch_size=8", "--set", saving]
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": ""}
+    process = subprocess.Popen(started, env=environment, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    wait_for(config.run_folder / "checkpoints" / "last.pt", process)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), told
+    found = torch.load(config.run_folder / "checkpoints" / "last.pt", weights_only=True)
+    assert found["progress"]["steps_done"] > 0
+    if number != signal.SIGKILL:
+        assert "stopped; what was finished is kept." in told
+
+    result = run_train_stage(config, cohort.rows)
+    assert result.resumed_from == (0, found["progress"]["steps_done"])
+    once = cohort.variant(
+        "train.epochs=2", "train.method=pcl", "train.batch_size=8", "train.name=once"
+    )
+    run_train_stage(once, cohort.rows)
+    for path in sorted((once.run_folder / "networks").iterdir()):
+        mine, theirs = load_file(config.run_folder / "networks" / path.name), load_file(path)
+        assert all(torch.equal(mine[key], theirs[key]) for key in theirs), path.name
+    curves = [pd.read_csv(c.run_folder / "curves.csv") for c in (config, once)]
+    pd.testing.assert_frame_equal(*curves)
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert path.exists()
+
+
 def test_loader_workers_change_nothing(cohort: Cohort) -> None:
     one = cohort.variant("train.epochs=1")
     run_train_stage(one, cohort.rows)
@@ -161,7 +202,7 @@ def test_a_finished_run_is_not_trained_again(cohort: Cohort) -> None:
     run_train_stage(config, cohort.rows)
     first = weights(config)
     result = run_train_stage(config, cohort.rows)
-    assert result.resumed_from == 1
+    assert result.resumed_from == (1, 0)
     assert weights(config) == first
 
 
