@@ -265,10 +265,8 @@ class Cohort(nn.Module):
             assert seen.pooled is not None
             return _full(seen.pooled)
         network = self._network(name)
-        assert not isinstance(network, nn.Module) or hasattr(network, "as_map")
-        state = seen.states[stage_number(network, place) + 1]
-        features: Tensor = network.as_map(state)  # type: ignore[operator]
-        return _full(features)
+        assert isinstance(network, StagedNetwork | Tail)
+        return _full(network.as_map(seen.states[stage_number(network, place) + 1]))
 
     def _network(self, name: str) -> nn.Module:
         return self.nodes[name] if name in self.nodes else self.averages[name]
