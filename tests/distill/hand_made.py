@@ -57,8 +57,8 @@ def teacher() -> StagedNetwork:
     return network
 
 
-def toy(channels: int = 4, classes: int = CLASSES) -> StagedNetwork:
-    """Three stages of one convolution each: for tests that only need the parts to be there."""
+def toy(channels: int = 4, classes: int = CLASSES, stages: int = 3) -> StagedNetwork:
+    """Stages of one convolution each: for tests that only need the parts to be there."""
 
     def block(before: int, after: int) -> nn.Module:
         return nn.Sequential(
@@ -70,10 +70,10 @@ def toy(channels: int = 4, classes: int = CLASSES) -> StagedNetwork:
     return StagedNetwork(
         adapter=InputAdapter(),
         stem=block(3, channels),
-        stages=[block(channels, channels), block(channels, channels), block(channels, channels)],
+        stages=[block(channels, channels) for _ in range(stages)],
         pool=average_pool(),
         classifier=nn.Linear(channels, classes),
-        stage_channels=[channels] * 3,
+        stage_channels=[channels] * stages,
         pooled_channels=channels,
     )
 

@@ -76,12 +76,11 @@ def test_a_node_alone_holds_what_it_needs_and_no_more(method: str, name: str) ->
         if key in MADE_OF[method, name]
     ]
     assert ids(cohort.alone(name)) == ids(*parts)
-    # The cohort's own weights, not copies: what is trained later is in what ships.
-    assert not any(torch.is_tensor(p) and p.data_ptr() == 0 for p in cohort.parameters())
 
 
 @pytest.mark.parametrize(("method", "name"), MADE_OF)
 def test_a_node_alone_follows_the_cohort(method: str, name: str) -> None:
+    """Its weights are the cohort's own, not copies: what is trained later is in what ships."""
     made = make(method, 3, make_student=toy, make_teacher=toy)
     alone = made.cohort.alone(name)
     images, _ = batch(seed=7)

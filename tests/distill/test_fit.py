@@ -275,7 +275,7 @@ def test_where_a_link_looks_if_it_does_not_say() -> None:
         assert (one.target_place, one.learner_place) == (place, place)
 
 
-@pytest.mark.parametrize("place", ["stage -1", "stage 1", "pooled"])
+@pytest.mark.parametrize("place", ["stage -1", "stage 2", "pooled"])
 def test_hints_through_a_projection(place: str) -> None:
     """The learner's features come to the target's width by a learned matrix without bias.
 

@@ -178,3 +178,24 @@ def test_training_goes_on_without_the_dead(method: str) -> None:
         made.cohort.update_averages(step)
         losses.append(loss.detach())
     assert losses[-1] < losses[0]
+
+
+def test_a_loss_that_is_no_number_hurts_its_learner_alone() -> None:
+    """Here the learner's projection is broken, and all logits are still good."""
+    method = """\
+nodes:
+  teacher: {network: teacher}
+  student: {network: students}
+links:
+  - {from: teacher, to: student, loss: feature_mse, on: pooled}
+  - {from: student, to: student, loss: kl}
+deploy: {ensemble: student}
+"""
+    made = made_of_toys(method, 2)
+    broken = made.cohort.projections["student_0/feature_mse_on_pooled_from_teacher:teacher"]
+    kill([broken])
+    terms = made.cohort(made.images, made.labels).terms
+    assert [name for name, term in terms.items() if not term.isfinite()] == [
+        "student_0/feature_mse_on_pooled_from_teacher"
+    ]
+    check_the_living(made, [made.cohort.nodes["student_0"], broken])

@@ -233,3 +233,25 @@ def test_nothing_learns_in_evaluation(method: str) -> None:
         outputs = made.cohort(images)
     assert outputs.terms == {}
     assert not any(logits.requires_grad for logits in outputs.logits.values())
+
+
+def test_a_bridge_pulls_at_no_teacher() -> None:
+    """One that is trained beside it, too: the bridge gets the teacher's features detached."""
+    text = """\
+nodes:
+  teacher: {network: teacher}
+  bridge: {bridge_of: teacher}
+  student: {network: students}
+links:
+  - {from: bridge, to: student, loss: kl}
+deploy: {ensemble: student}
+"""
+    made = make(text, 1)
+    terms = made.cohort(made.images, made.labels).terms
+    terms["bridge/supervised"].backward()
+    reached = {
+        owner
+        for owner, parameters in owners(made.cohort, shared=False).items()
+        if any(p.grad is not None and bool(p.grad.any()) for p in parameters)
+    }
+    assert reached == net("bridge")
