@@ -38,9 +38,7 @@ class Classification:
             labels: int64 N.
         """
         weights = None if self.class_weights is None else logits.new_tensor(self.class_weights)
-        return F.cross_entropy(
-            logits, labels, weight=weights, label_smoothing=self.label_smoothing
-        )
+        return F.cross_entropy(logits, labels, weight=weights, label_smoothing=self.label_smoothing)
 
 
 def tile_metrics(probabilities: Tensor, labels: Tensor, positive: int) -> dict[str, float]:
