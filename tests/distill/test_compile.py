@@ -61,7 +61,13 @@ def whole_graph(made: Made) -> Callable[[Tensor, Tensor], Outputs]:
     return torch.compile(made.cohort, backend="aot_eager", fullgraph=True)
 
 
-@pytest.mark.parametrize("method", METHODS)
+# Of each kind of node and link one that is quick; the others take as long and add no kind.
+QUICK = ("kd_ml", "dml_e", "sokd_features", "pcl", "one", "okddip", "kdcl")
+
+
+@pytest.mark.parametrize(
+    "method", [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in METHODS]
+)
 def test_a_compiled_cohort_computes_the_same(method: str) -> None:
     made = made_short(method, 2)
     compare(made, whole_graph(made), 1e-10)
