@@ -43,7 +43,8 @@ ensemble are ours.
 `kd_ml` with shared work: one student learns from what the teacher predicts, another from its
 features, and they exchange both, as in the paper. Ours: features are compared by attention
 transfer at the last stage, with a weight of 500 (the 1000 / 2 of that loss's own code), T = 4 and
-T = 1; students beyond the second take part in the exchange alone.
+T = 1; students beyond the second take part in the exchange alone. On maps of a few places that
+weight is too strong ([results.md](results.md)).
 """,
     "sokd": """
 As in `kd_frozen` the teacher is frozen; but the students never see it. Between them stands the
@@ -55,7 +56,8 @@ students the bridge learns from the mean of its losses with them: ours.
 """,
     "sokd_features": """
 `sokd` whose bridge and students compare maps, not predictions; what the frozen teacher tells the
-bridge stays as it is. Attention transfer at the last stage, and its weight of 500, are ours.
+bridge stays as it is. Attention transfer at the last stage, and its weight of 500, are ours; on
+maps of a few places that weight is too strong ([results.md](results.md)).
 """,
     "kdcl": """
 The teacher is just one more learner: every network has the same target, to which it has
@@ -73,14 +75,15 @@ detached here is ours.
 Where `one` has one target for all, every peer has its own mix here, and what ships is a leader
 that teaches no one. In the authors' code neither target is detached. Here the mixes are not, for
 nothing else would train their attention (and so the gradient also reaches the peers that are
-mixed); that the leader's target is detached is ours. The authors count the leader among their
+mixed); that the leader's target is detached is ours, and so is mixing logits, not probabilities. The authors count the leader among their
 branches; here it is one more network than `train.students` says.
 """,
     "pcl": """
 Two teachers that cost nothing to deploy: the peers' ensemble, and the running mean of each peer,
 from which the others learn. T, decay and ramp are the paper's, and so are views of their own.
-Ours: a mean sees the view of the peer that it averages, and the ramp is a share (80 of 300
-epochs), so that a shorter training has it all.
+Ours: a mean sees the view of the peer that it averages and runs in evaluation mode, batch norm in
+the common stages sees all views together, and the ramp is a share (80 of 300 epochs), so that a
+shorter training has it all.
 """,
     "pcl_e": """
 Trained just as `pcl`; it ships the ensemble, which costs the common stages once and the last
