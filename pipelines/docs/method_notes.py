@@ -75,8 +75,9 @@ detached here is ours.
 Where `one` has one target for all, every peer has its own mix here, and what ships is a leader
 that teaches no one. In the authors' code neither target is detached. Here the mixes are not, for
 nothing else would train their attention (and so the gradient also reaches the peers that are
-mixed); that the leader's target is detached is ours, and so is mixing logits, not probabilities. The authors count the leader among their
-branches; here it is one more network than `train.students` says.
+mixed); that the leader's target is detached is ours, and so is mixing logits, not probabilities.
+The authors count the leader among their branches; here it is one more network than
+`train.students` says.
 """,
     "pcl": """
 Two teachers that cost nothing to deploy: the peers' ensemble, and the running mean of each peer,
