@@ -1,0 +1,24 @@
+"""The schema of a configuration file. One file serves every stage of an experiment."""
+
+from medkd.config.data import DataConfig, SplitConfig
+from medkd.config.experiment import Config, InferConfig, MlflowConfig, SlideLevelConfig
+from medkd.config.load import load_config, read_resolved, validate_config
+from medkd.config.template import config_template
+from medkd.config.tile import TileConfig
+from medkd.config.train import NetworkConfig, TrainConfig
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "InferConfig",
+    "MlflowConfig",
+    "NetworkConfig",
+    "SlideLevelConfig",
+    "SplitConfig",
+    "TileConfig",
+    "TrainConfig",
+    "config_template",
+    "load_config",
+    "read_resolved",
+    "validate_config",
+]

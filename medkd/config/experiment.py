@@ -1,0 +1,112 @@
+"""A whole experiment: one file serves every stage of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from medkd.config.data import DataConfig, SplitConfig
+from medkd.config.tile import TileConfig
+from medkd.config.train import TrainConfig
+from medkd.config.types import FilePath, Positive
+from medkd.schema import Strict
+
+
+class SlideLevelConfig(Strict):
+    """From tile probabilities to calls."""
+
+    target_sensitivity: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.95, description="The operating point reaches this on validation patients."
+    )
+    bootstrap_resamples: Annotated[int, Field(ge=100)] = Field(
+        2000, description="Resamples of patients (cohort) and of tiles (one slide)."
+    )
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(
+        0.95, description="Level of every interval."
+    )
+
+
+class InferConfig(Strict):
+    """Quality gates that are frozen into the model package."""
+
+    min_tiles: Positive = Field(10, description="Fewer usable tiles give 'no result'.")
+    min_tissue_mm2: Annotated[float, Field(ge=0)] = Field(
+        0.1, description="Less tissue gives 'no result', square millimetres."
+    )
+    max_disagreement: Annotated[float, Field(gt=0)] = Field(
+        0.25, description="Students whose slide scores spread wider give 'indeterminate'."
+    )
+
+
+class MlflowConfig(Strict):
+    """Where runs are tracked. The variable MLFLOW_TRACKING_URI comes first if it is set."""
+
+    tracking_uri: str | None = Field(
+        None, description="An MLflow tracking URI; null: sqlite in the output folder."
+    )
+    experiment: str = Field("medkd", description="Name of the MLflow experiment.")
+    registered_model: str | None = Field(
+        "medkd-msi", description="Name in MLflow's model registry; null: do not register."
+    )
+
+
+class Config(Strict):
+    """A whole experiment."""
+
+    output: FilePath = Field(
+        Path("medkd-output"), description="Folder that every stage writes to and reads from."
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="Of the split and the training.")
+    data: DataConfig = DataConfig()
+    tile: TileConfig = TileConfig()
+    split: SplitConfig = SplitConfig()
+    train: TrainConfig = TrainConfig()
+    slide_level: SlideLevelConfig = SlideLevelConfig()
+    infer: InferConfig = InferConfig()
+    mlflow: MlflowConfig = MlflowConfig()
+
+    @model_validator(mode="after")
+    def _each_class_has_a_weight(self) -> Config:
+        weights = self.train.class_weights
+        if weights is not None and len(weights) != len(self.data.classes):
+            raise ValueError(
+                f"'train.class_weights' has {len(weights)} numbers for {len(self.data.classes)} "
+                "classes"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _annotations_can_be_found(self) -> Config:
+        tile = self.tile
+        if tile.annotations is None and (tile.annotations_include or tile.annotations_exclude):
+            raise ValueError(
+                "'tile.annotations_include' and 'tile.annotations_exclude' need the folder "
+                "'tile.annotations'"
+            )
+        return self
+
+    @property
+    def tiles_folder(self) -> Path:
+        """Where the tile stage writes."""
+        return self.output / "tiles"
+
+    @property
+    def splits_file(self) -> Path:
+        """Where the split stage writes."""
+        return self.output / "splits.parquet"
+
+    @property
+    def run_folder(self) -> Path:
+        """Where everything of this training run lies."""
+        return self.output / "runs" / self.train.name
+
+    @property
+    def model_folder(self) -> Path:
+        """The run's model package."""
+        return self.run_folder / "model"
+
+    def resolved(self) -> dict[str, Any]:
+        """Every value, defaults included, in plain YAML and JSON types."""
+        return self.model_dump(mode="json")
