@@ -12,10 +12,9 @@ import typer
 
 from medkd import __version__
 from medkd.errors import MedkdError, Stopped
+from medkd.terminal import print_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from medkd.config import Config
     from medkd.datasets.tables import SlideRow
 
@@ -72,22 +71,6 @@ def _rows(config: Config) -> tuple[SlideRow, ...]:
     return read_slides(config.data.slides, config.data.classes)
 
 
-def _table(title: str, header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    cells = [[str(cell) for cell in row] for row in rows]
-    table = Table(title=title, title_justify="left", title_style="bold")
-    for name, column in zip(header, zip(*cells, strict=True), strict=True):
-        figures = all(cell[:1].isdigit() for cell in column if cell)
-        table.add_column(name, justify="right" if figures else "left")
-    for row in cells:
-        table.add_row(*row)
-    # A pipe has no width of its own; a table cut at 80 columns there would lose figures.
-    console = Console() if sys.stdout.isatty() else Console(width=120)
-    console.print(table)
-
-
 @app.command()
 def tile(config: ConfigOption = None, assignments: SetOption = None) -> None:
     """Tile the slides of slides.csv into quality-checked patches at one physical resolution."""
@@ -123,7 +106,7 @@ def split(config: ConfigOption = None, assignments: SetOption = None) -> None:
     rows = _rows(settings)
     summary = run_split_stage(rows, settings)
     header = ("role", *settings.data.classes)
-    _table(
+    print_table(
         "Patients",
         header,
         (
@@ -138,24 +121,41 @@ def split(config: ConfigOption = None, assignments: SetOption = None) -> None:
 def train(
     config: ConfigOption = None,
     assignments: SetOption = None,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Forget what an earlier run of this name did.")
-    ] = False,
+    resume: Annotated[
+        Resume,
+        typer.Option(
+            help="'auto' goes on where a run of this name stopped, or begins; 'required' refuses "
+            "to begin; 'never' forgets the earlier run."
+        ),
+    ] = Resume.AUTO,
+    restart: Annotated[bool, typer.Option("--restart", help="The same as --resume never.")] = False,
 ) -> None:
     """Co-train teacher and students; an interrupted run goes on where it stopped."""
     settings = _load(config, assignments)
     rows = _rows(settings)
+    from medkd.training.devices import launched_by
+
+    if settings.train.devices > 1 and launched_by() is None:
+        from medkd.training.launch import run_on_devices
+
+        run_on_devices(sys.argv[1:], settings.train.devices)
+        return
     from medkd.training.train_stage import run_train_stage
 
     print(
         f"Training '{settings.train.name}' with the method {settings.train.method}: "
         f"{settings.train.epochs} epochs, to {settings.run_folder}"
     )
-    result = run_train_stage(settings, rows, restart=restart)
+    result = run_train_stage(
+        settings,
+        rows,
+        restart=restart or resume is Resume.NEVER,
+        needs_checkpoint=resume is Resume.REQUIRED,
+    )
     if result.resumed_from is not None:
         epoch, step = result.resumed_from
         print(f"Resumed after epoch {epoch}" + (f" and step {step}." if step else "."))
-    _table(
+    print_table(
         f"Validation tiles at epoch {result.best_epoch}, the best by the ensemble's log loss",
         ("network", "parameters", "log loss", "AUROC"),
         (
@@ -190,7 +190,7 @@ def aggregate(config: ConfigOption = None, assignments: SetOption = None) -> Non
     from medkd.slide_level.aggregate_stage import run_aggregate_stage
 
     result = run_aggregate_stage(settings)
-    _table(
+    print_table(
         "Test patients",
         ("network", "tile AUROC", "slide AUROC", "patient AUROC (95% interval)"),
         result.auroc_rows,
@@ -216,7 +216,7 @@ def infer(
     package = load_package(model)
     summary = infer_slides(slides, package, out, mpp=mpp)
     if summary.rows:
-        _table(
+        print_table(
             "Calls. Research use only.",
             ("slide", "call", "probability", "interval", "seconds"),
             (
@@ -294,7 +294,7 @@ def doctor(config: ConfigOption = None, assignments: SetOption = None) -> None:
     from medkd.doctor import examine
 
     findings = examine(_load(config, assignments))
-    _table(
+    print_table(
         f"medkd {__version__}",
         ("what", "found", "verdict"),
         ((f.what, f.found, "[green]ok[/]" if f.ok else "[red]mend[/]") for f in findings),
