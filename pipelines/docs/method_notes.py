@@ -42,9 +42,11 @@ ensemble are ours.
     "learning_styles": """
 `kd_ml` with shared work: one student learns from what the teacher predicts, another from its
 features, and they exchange both, as in the paper. Ours: features are compared by attention
-transfer at the last stage, with a weight of 500 (the 1000 / 2 of that loss's own code), T = 4 and
-T = 1; students beyond the second take part in the exchange alone. On maps of a few places that
-weight is too strong ([results.md](results.md)).
+transfer at the last stage, T = 4 and T = 1, and the weight of 7.8125; students beyond the second
+take part in the exchange alone. That weight is 500 / 64: the code of attention transfer has 1000
+/ 2 times the mean over the places, and a CIFAR network's last map has 8 x 8 of them. There the two
+are the same. On other maps the code's weight for the distance of two maps changes with their size,
+to seven times as much at 3 x 3 ([results.md](results.md)); here it stays.
 """,
     "sokd": """
 As in `kd_frozen` the teacher is frozen; but the students never see it. Between them stands the
@@ -56,8 +58,8 @@ students the bridge learns from the mean of its losses with them: ours.
 """,
     "sokd_features": """
 `sokd` whose bridge and students compare maps, not predictions; what the frozen teacher tells the
-bridge stays as it is. Attention transfer at the last stage, and its weight of 500, are ours; on
-maps of a few places that weight is too strong ([results.md](results.md)).
+bridge stays as it is. Attention transfer at the last stage is ours, and so is its weight of
+7.8125: that of `learning_styles`, for the reason told there.
 """,
     "kdcl": """
 The teacher is just one more learner: every network has the same target, to which it has

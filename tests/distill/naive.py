@@ -111,12 +111,12 @@ def attention_map(features: Tensor) -> list[Tensor]:
 
 
 def attention(target: Tensor, learner: Tensor) -> Tensor:
-    """arXiv 1612.03928 as in the authors' code: mean over images and places of (A_t - A_s)^2."""
-    squares = []
+    """arXiv 1612.03928: mean over images of the sum over places of (A_t - A_s)^2."""
+    distances = []
     for t, s in zip(target, learner, strict=True):
         pairs = zip(attention_map(t), attention_map(s), strict=True)
-        squares += [(a - b) ** 2 for a, b in pairs]
-    return sum(squares) / len(squares)
+        distances.append(sum((a - b) ** 2 for a, b in pairs))
+    return sum(distances) / len(distances)
 
 
 def similarity_matrix(features: Tensor) -> list[list[Tensor]]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from medkd.distill.links import LOSSES
+from medkd.distill.method import load_method
 from tests.distill import naive
 
 N, C = 5, 4
@@ -166,8 +167,29 @@ def test_attention_by_hand() -> None:
     """One channel, two places: (1, 0) against (1, 1) / sqrt 2."""
     a = torch.tensor([[[[2.0, 0.0]]]])
     b = torch.tensor([[[[3.0, -3.0]]]])
-    expected = ((1 - 1 / math.sqrt(2)) ** 2 + 1 / 2) / 2
+    expected = (1 - 1 / math.sqrt(2)) ** 2 + 1 / 2
     assert compute("attention", a, b).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("side", [3, 7, 8])
+def test_attention_does_not_grow_as_maps_shrink(side: int) -> None:
+    """Opposite maps have a distance of 2 at any size; the mean over places would be 2 / side^2."""
+    left = torch.zeros(N, 3, side, side)
+    left[..., 0] = 1.0
+    assert compute("attention", left, left.flip(3)).item() == pytest.approx(2)
+
+
+@pytest.mark.parametrize("method", ["sokd_features", "learning_styles"])
+def test_attention_weighs_as_published_at_the_published_size(method: str) -> None:
+    """The authors' code: 1000 / 2 times the mean over images and places, at 8 x 8 on CIFAR."""
+    target, learner = draw(N, 3, 8, 8, seed=1), draw(N, 5, 8, 8, seed=2)
+    maps = [[torch.stack(naive.attention_map(image)) for image in x] for x in (target, learner)]
+    published = 1000 / 2 * (torch.stack(maps[0]) - torch.stack(maps[1])).square().mean()
+    links = [link for link in load_method(method).spec.links if link.loss == "attention"]
+    assert len(links) == 2
+    for link in links:
+        found = link.weight * compute("attention", target, learner)
+        torch.testing.assert_close(found, published, atol=1e-12, rtol=0)
 
 
 def test_similarity_by_hand() -> None:

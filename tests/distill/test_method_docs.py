@@ -203,7 +203,7 @@ def test_members_that_links_name_have_formulas_of_their_own() -> None:
     assert list(told) == ["L_teacher", "L_student_0", "L_student_1", "L_student_k"]
     assert told["L_student_0"][1] == "4^2 KL(d(p)^{(4)}_teacher || p^{(4)}_student_0)"
     assert told["L_student_1"][1:3] == [
-        "500 attention(d(F)^{(-1)}_teacher, F^{(-1)}_student_1)",
+        "7.8125 attention(d(F)^{(-1)}_teacher, F^{(-1)}_student_1)",
         "1/(K - 1) sum_{j != 1} KL(d(p)_student_j || p_student_1)",
     ]
     assert len(told["L_student_k"]) == 3

@@ -231,15 +231,15 @@ def sokd(world: World) -> tuple[Terms, Logits]:
 
 
 def sokd_features(world: World) -> tuple[Terms, Logits]:
-    """Between A and the students attention transfer of the last map, times 500."""
+    """Between A and the students attention transfer of the last map, times 500 / 64."""
     runs, terms = _sokd(world)
     bridge = runs["bridge"].last_map
     names = [f"student_{k}" for k in range(world.students)]
     losses = [attention(d(runs[name].last_map), bridge) for name in world.living(names)]
-    terms["bridge/attention_on_stage-1_from_student"] = 500 * add(losses) / len(names)
+    terms["bridge/attention_on_stage-1_from_student"] = 500 / 64 * add(losses) / len(names)
     for name in names:
         loss = attention(d(bridge), runs[name].last_map)
-        terms[f"{name}/attention_on_stage-1_from_bridge"] = 500 * loss
+        terms[f"{name}/attention_on_stage-1_from_bridge"] = 500 / 64 * loss
     return terms, _logits(runs)
 
 
@@ -342,21 +342,22 @@ def kdcl(world: World) -> tuple[Terms, Logits]:
 
 
 def learning_styles(world: World) -> tuple[Terms, Logits]:
-    """L_0 = CE + 4^2 KL(d(p_t) || p_0) + exchange; L_1 = CE + 500 AT(d(F_t), F_1) + exchange;
-    exchange: the mean over the others of KL(d(p_j) || p_k) and of 500 AT(d(F_j), F_k)."""
+    """L_0 = CE + 4^2 KL(d(p_t) || p_0) + exchange; L_1 = CE + w AT(d(F_t), F_1) + exchange;
+    exchange: the mean over the others of KL(d(p_j) || p_k) and of w AT(d(F_j), F_k);
+    w = 500 / 64."""
     runs = _teacher_and_students(world)
     terms = _supervised(world, runs)
     students = [runs[f"student_{k}"] for k in range(world.students)]
     terms["student_0/kl_from_teacher"] = kl(d(runs["teacher"].logits), students[0].logits, 4)
-    terms["student_1/attention_on_stage-1_from_teacher"] = 500 * attention(
-        d(runs["teacher"].last_map), students[1].last_map
+    terms["student_1/attention_on_stage-1_from_teacher"] = (
+        500 / 64 * attention(d(runs["teacher"].last_map), students[1].last_map)
     )
     for k, student in enumerate(students):
         terms[f"student_{k}/kl_from_student"] = _mutual(world, runs, k)
         others = [runs[other].last_map for other in world.others("student", k)]
         losses = [attention(d(other), student.last_map) for other in others]
         terms[f"student_{k}/attention_on_stage-1_from_student"] = (
-            500 * add(losses) / (world.students - 1)
+            500 / 64 * add(losses) / (world.students - 1)
         )
     return terms, _logits(runs)
 
