@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from medkd import __version__
+from medkd.cli_import import import_app
 from medkd.errors import MedkdError, Stopped
+from medkd.progress import keep_silent
 from medkd.terminal import print_table
 
 if TYPE_CHECKING:
@@ -32,6 +35,16 @@ config_app = typer.Typer(no_args_is_help=True, help="Write, check and show a con
 methods_app = typer.Typer(no_args_is_help=True, help="The distillation methods that come along.")
 app.add_typer(config_app, name="config")
 app.add_typer(methods_app, name="methods")
+app.add_typer(import_app, name="import")
+
+
+class Resume(StrEnum):
+    """What 'medkd train' does with an earlier run of the same name."""
+
+    AUTO = "auto"
+    REQUIRED = "required"
+    NEVER = "never"
+
 
 ConfigOption = Annotated[
     Path | None,
@@ -140,6 +153,9 @@ def train(
 
         run_on_devices(sys.argv[1:], settings.train.devices)
         return
+    if os.environ.get("RANK", "0") != "0" and launched_by() is not None:
+        # Of several processes, the first one speaks.
+        keep_silent()
     from medkd.training.train_stage import run_train_stage
 
     print(

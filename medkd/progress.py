@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,9 +14,20 @@ Advance = Callable[..., None]
 _SECONDS_BETWEEN_LINES = 10.0
 
 
+_is_silent = False
+
+
+def keep_silent() -> None:
+    """Show neither output, warnings nor progress from now on; errors are told."""
+    global _is_silent  # noqa: PLW0603
+    _is_silent = True
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
+
+
 def warn(message: str) -> None:
     """Tell of something that does not stop the work, in one line on standard error."""
-    print(f"warning: {message}", file=sys.stderr, flush=True)
+    if not _is_silent:
+        print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def format_seconds(seconds: float) -> str:
@@ -35,12 +47,18 @@ def progress(title: str, total: int, *, done: int = 0) -> Iterator[Advance]:
         total: how many steps there are.
         done: steps that an earlier run had finished; they do not count towards the speed.
     """
-    if sys.stderr.isatty():
+    if _is_silent:
+        yield _nothing
+    elif sys.stderr.isatty():
         with _live(title, total, done) as advance:
             yield advance
     else:
         with _plain(title, total, done) as advance:
             yield advance
+
+
+def _nothing(steps: int = 1, note: str = "") -> None:
+    """Progress that is not shown."""
 
 
 @contextmanager

@@ -24,14 +24,10 @@ from medkd.distill.method import Method
 from medkd.errors import TableError, TrainingError
 from medkd.tasks.classification import tile_metrics
 from medkd.training.cohorts import build_cohort, trained_first
-from medkd.training.loop import (
-    ENSEMBLE,
-    best_deployed,
-    evaluate,
-    predict_tiles,
-    set_up,
-    train_epoch,
-)
+from medkd.training.devices import make_fabric
+from medkd.training.engine import set_up
+from medkd.training.evaluation import ENSEMBLE, best_deployed, evaluate, predict_tiles
+from medkd.training.loop import train_epoch
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 TRAIN_SHARE, VALIDATION_SHARE = 0.6, 0.2
@@ -202,19 +198,22 @@ def train(config: Config, graph: Graph, cohort: Cohort, roles: Roles) -> Trained
     batches = partial(
         epoch_batches, roles.train, config.train.batch_size, seed=config.seed, views=graph.views
     )
-    engine = set_up(cohort, config.train, len(batches(epoch=0)), seed=config.seed)
+    fabric, _ = make_fabric(config.train)
+    engine = set_up(cohort, config.train, len(batches(epoch=0)), fabric, seed=config.seed)
     held_out = plain_batches(roles.validation)
     done = Trained()
     # Not the clock's: others may use the machine.
     began = time.process_time()
     for epoch in range(config.train.epochs):
-        train_epoch(engine, batches(epoch=epoch), _silent, epoch=epoch, config=config.train)
-        probabilities, labels = predict_tiles(engine.forward, engine.fabric.device, held_out)
+        train_epoch(engine, batches(epoch=epoch), epoch=epoch)
+        probabilities, labels = predict_tiles(engine.shown, fabric, held_out)
         metrics = evaluate(probabilities, labels, graph, positive=0)
         done.curve.append(round(metrics[ENSEMBLE]["log_loss"], 4))
         if metrics[ENSEMBLE]["log_loss"] < done.log_loss:
             done.best_epoch, done.log_loss = epoch + 1, metrics[ENSEMBLE]["log_loss"]
-            done.weights = {name: value.clone() for name, value in cohort.state_dict().items()}
+            done.weights = {
+                name: value.clone() for name, value in engine.shown.state_dict().items()
+            }
             done.validation = metrics
     done.seconds = time.process_time() - began
     if not done.best_epoch:
@@ -225,10 +224,6 @@ def train(config: Config, graph: Graph, cohort: Cohort, roles: Roles) -> Trained
         )
     cohort.load_state_dict(done.weights)
     return done
-
-
-def _silent(*_: object) -> None:
-    """Nobody watches the steps."""
 
 
 class Teachers:
@@ -261,9 +256,8 @@ def run(method: Method, config: Config, roles: Roles, teachers: Teachers) -> dic
         before[node.name] = teachers.get(config, graph.first(node.name), roles)
         cohort.nodes[node.name].load_state_dict(before[node.name].weights)
     done = train(config, graph, cohort, roles)
-    probabilities, labels = predict_tiles(
-        cohort, next(cohort.parameters()).device, plain_batches(roles.test)
-    )
+    fabric, _ = make_fabric(config.train)
+    probabilities, labels = predict_tiles(cohort, fabric, plain_batches(roles.test))
     deployed = graph.deployed
     if graph.chosen_by_validation:
         deployed = (best_deployed(done.validation, graph),)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from medkd.config.types import FilePath, Positive
 from medkd.schema import Strict
@@ -33,11 +33,30 @@ class NetworkConfig(Strict):
         description="Start from the weights that come with the network (efficientnet-lite0 and "
         "timm:NAME only).",
     )
+    learning_rate: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Peak learning rate of this network; null: train.learning_rate."
+    )
     weights: FilePath | None = Field(
         None,
         description="Start from these weights: networks/<node>.safetensors of an earlier run. A "
         "frozen teacher that has them is not trained.",
     )
+    train_only: Literal["head"] | None = Field(
+        None,
+        description="'head': train the classifier alone, on a backbone that stays as its weights "
+        "are (a linear probe, for foundation models); null: train all of it.",
+    )
+
+    @model_validator(mode="after")
+    def _a_probe_has_something_to_probe(self) -> NetworkConfig:
+        # A network of the user's own may bring weights that nothing here knows of.
+        own = ":" in self.network and not self.network.startswith("timm:")
+        if self.train_only and not (self.pretrained or self.weights or own):
+            raise ValueError(
+                "'train_only: head' needs 'pretrained: true' or 'weights': a backbone that nobody "
+                "trained has nothing to tell"
+            )
+        return self
 
 
 class TrainConfig(Strict):
@@ -64,11 +83,45 @@ class TrainConfig(Strict):
         description="Passes that a frozen teacher without 'weights' is trained for beforehand; "
         "null: as many as 'epochs'.",
     )
-    batch_size: Positive = Field(64, description="Tiles per step.")
+    batch_size: Positive = Field(
+        64, description="Tiles per step, over all devices and forwards together."
+    )
+    accumulate: Positive = Field(
+        1,
+        description="Forwards that a step's tiles are divided into, where memory is short; batch "
+        "norm sees each of them by itself.",
+    )
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or SGD with momentum.")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="SGD's momentum.")
     learning_rate: Annotated[float, Field(gt=0)] = Field(1e-3, description="Peak learning rate.")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="AdamW's weight decay.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        0.01, description="Of weights; biases and norms have none."
+    )
     warmup_epochs: Annotated[float, Field(ge=0)] = Field(
-        0.5, description="Epochs of linear warm-up; a cosine to zero follows."
+        0.5, description="Epochs of linear warm-up to the peak learning rate."
+    )
+    schedule: Literal["cosine", "step", "constant"] = Field(
+        "cosine",
+        description="After the warm-up: a cosine to zero, a drop at each of 'drop_epochs', or no "
+        "change.",
+    )
+    drop_epochs: Annotated[tuple[Positive, ...], Field(strict=False)] = Field(
+        (), description="Epochs after which 'schedule: step' lowers the learning rate."
+    )
+    drop_factor: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.1, description="By what it is multiplied then."
+    )
+    clip_norm: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Longest gradient of each network; longer ones are shortened. null: any."
+    )
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="Validate and ship moving averages of the weights with this decay per step "
+        "(0.999, say); null: the weights themselves.",
+    )
+    early_stop_epochs: Positive | None = Field(
+        None,
+        description="Stop after so many epochs without a lower validation log loss; null: never.",
     )
     max_tiles_per_slide: Positive | None = Field(
         None, description="Draw at most this many tiles of a slide in each epoch; null: all."
@@ -92,6 +145,27 @@ class TrainConfig(Strict):
         "32-true", description="Fabric's precision."
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to train.")
+    devices: Positive = Field(
+        1,
+        description="Devices that a step's tiles are divided among, each with all networks; on a "
+        "CPU: processes.",
+    )
+    channels_last: bool = Field(
+        True, description="Channels-last memory, faster for convolutions on most devices."
+    )
+    compile: Literal["none", "networks", "joint"] = Field(
+        "none",
+        description="torch.compile of each network's stages by themselves, or of the cohort's "
+        "whole forward with all losses.",
+    )
+    cuda_graphs: bool = Field(
+        False, description="Let a compiled forward be replayed as CUDA graphs (GPU only)."
+    )
+    recompute: bool = Field(
+        False,
+        description="Activation checkpointing: keep each stage's input only and run the stage "
+        "again in the backward pass; less memory, about a third more time.",
+    )
     loader_workers: Annotated[int, Field(ge=0)] = Field(
         0, description="Processes that load tiles beside the training process."
     )
@@ -99,6 +173,28 @@ class TrainConfig(Strict):
         10.0,
         description="The state is saved so often within an epoch, and after each; 0: in each step.",
     )
+    save_steps: Positive | None = Field(
+        None, description="The state is saved after so many steps, too; null: by time alone."
+    )
     cache_mb: Annotated[float, Field(ge=0)] = Field(
         2000, description="Memory for decoded tiles (MONAI's CacheDataset), megabytes."
     )
+
+    @model_validator(mode="after")
+    def _a_step_can_be_divided(self) -> TrainConfig:
+        if self.batch_size % (self.devices * self.accumulate):
+            raise ValueError(
+                f"'batch_size' {self.batch_size} cannot be divided among 'devices' {self.devices} "
+                f"times 'accumulate' {self.accumulate}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _settings_go_together(self) -> TrainConfig:
+        if self.schedule == "step" and not self.drop_epochs:
+            raise ValueError("'schedule: step' needs 'drop_epochs'")
+        if self.drop_epochs and self.schedule != "step":
+            raise ValueError("'drop_epochs' needs 'schedule: step'")
+        if self.cuda_graphs and self.compile == "none":
+            raise ValueError("'cuda_graphs' needs 'compile: networks' or 'compile: joint'")
+        return self

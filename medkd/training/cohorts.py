@@ -34,11 +34,26 @@ def network_key(graph: Graph, node: Node) -> str:
     return "train.teacher" if node.role == "teacher" else f"train.students.{node.index}"
 
 
+def learning_rates(config: Config, graph: Graph) -> dict[str, float]:
+    """Peak learning rate of each node with a network.
+
+    Stages that several networks share have that of the first of them.
+    """
+    rates: dict[str, float] = {}
+    for node in graph.nodes:
+        if node.is_network or node.role == "bridge":
+            own = network_config(config, graph, node).learning_rate
+            rates[node.name] = config.train.learning_rate if own is None else own
+            if node.trunk is not None:
+                rates.setdefault(node.trunk, rates[node.name])
+    return rates
+
+
 def node_record(config: Config, graph: Graph, node: Node) -> dict[str, Any]:
     """What is told of a node's network: its configuration, or what it is made of."""
     if node.is_network:
         chosen = network_config(config, graph, node)
-        return chosen.model_dump(mode="json", exclude={"weights", "pretrained"})
+        return chosen.model_dump(mode="json", exclude={"weights", "pretrained", "learning_rate"})
     made_of = " and ".join(node.sources)
     what = {
         "mean": f"moving average of {made_of}",

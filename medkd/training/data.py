@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import torch
 from monai.data import DataLoader
+from torch.utils.data import Sampler
 
 from medkd.config import Config
 from medkd.datasets.patches import EpochSampler, PatchDataset, patch_items
 from medkd.datasets.split import check_split, read_split
 from medkd.datasets.tables import SlideRow
 from medkd.datasets.transforms import tile_transforms
-from medkd.errors import StageError
+from medkd.errors import StageError, TrainingError
 from medkd.files import sha256_of_json
 from medkd.slides.store import read_index, read_tile_records
+from medkd.training.devices import Ranks
 
 ROLES = ("train", "validation", "test")
 
@@ -110,6 +113,29 @@ def training_loader(
     return dataset, sampler
 
 
+class ShareOfSteps(Sampler[int]):
+    """What one process takes of every step's tiles.
+
+    Args:
+        sampler: of the epoch.
+        step_tiles: how many tiles all processes together take in a step.
+        ranks: the processes. Each takes the same number of consecutive tiles of a step; a last
+            step that is not full is left out.
+    """
+
+    def __init__(self, sampler: EpochSampler, step_tiles: int, ranks: Ranks) -> None:
+        self._sampler, self._step_tiles, self._ranks = sampler, step_tiles, ranks
+
+    def __len__(self) -> int:
+        return len(self._sampler) // self._step_tiles * (self._step_tiles // self._ranks.count)
+
+    def __iter__(self) -> Iterator[int]:
+        drawn = np.array(list(self._sampler), np.int64)
+        steps = len(drawn) // self._step_tiles
+        shares = drawn[: steps * self._step_tiles].reshape(steps, self._ranks.count, -1)
+        return iter(shares[:, self._ranks.rank].ravel().tolist())
+
+
 def epoch_batches(
     dataset: PatchDataset,
     sampler: EpochSampler,
@@ -117,20 +143,36 @@ def epoch_batches(
     epoch: int,
     *,
     steps_done: int = 0,
+    ranks: Ranks | None = None,
 ) -> DataLoader:
-    """The batches of one epoch, without the first ``steps_done``.
+    """The batches of one epoch, without the first ``steps_done``; of each, this process's share.
 
     The last one is dropped where it is not full.
+
+    Raises:
+        TrainingError: there are fewer tiles than a step is divided into.
     """
+    ranks = ranks or Ranks()
     dataset.epoch = sampler.epoch = epoch
     sampler.skip = 0
-    size = min(config.train.batch_size, len(sampler))
+    parts = config.train.devices * config.train.accumulate
+    size = min(config.train.batch_size, len(sampler)) // parts * parts
+    if not size:
+        raise TrainingError(
+            f"an epoch has {len(sampler)} tiles, and a step is divided into {parts}",
+            where="train",
+            remedy="Lower train.devices or train.accumulate, or train on more tiles.",
+        )
     sampler.skip = steps_done * size
-    return _loader(dataset, config, batch_size=size, sampler=sampler, drop_last=True)
+    share = ShareOfSteps(sampler, size, ranks)
+    return _loader(dataset, config, batch_size=size // ranks.count, sampler=share)
 
 
-def evaluation_batches(config: Config, tiles: pd.DataFrame, *, cache: bool) -> DataLoader:
-    """All ``tiles`` in their order, without augmentation."""
+def evaluation_batches(
+    config: Config, tiles: pd.DataFrame, *, cache: bool, ranks: Ranks | None = None
+) -> DataLoader:
+    """All ``tiles`` in their order, without augmentation; every n-th batch for each of n ranks."""
+    ranks = ranks or Ranks()
     dataset = PatchDataset(
         _items(config, tiles),
         tile_transforms(augment=False),
@@ -138,7 +180,24 @@ def evaluation_batches(config: Config, tiles: pd.DataFrame, *, cache: bool) -> D
         tile_bytes=3 * config.tile.size_px**2,
         seed=config.seed,
     )
-    return _loader(dataset, config, batch_size=2 * config.train.batch_size)
+    size = _evaluation_batch(config)
+    own = _evaluated(len(tiles), size, ranks.count)[ranks.rank]
+    return _loader(dataset, config, batch_size=size, sampler=own)
+
+
+def evaluation_order(count: int, config: Config, ranks: int) -> list[int]:
+    """Where each of ``count`` tiles stands when what the ranks evaluated is put together."""
+    together = [tile for own in _evaluated(count, _evaluation_batch(config), ranks) for tile in own]
+    return np.argsort(together).tolist()
+
+
+def _evaluation_batch(config: Config) -> int:
+    return max(1, 2 * config.train.batch_size // config.train.accumulate)
+
+
+def _evaluated(count: int, batch: int, ranks: int) -> list[list[int]]:
+    """The tiles of each rank: whole batches in turn."""
+    return [[tile for tile in range(count) if tile // batch % ranks == r] for r in range(ranks)]
 
 
 def _items(config: Config, tiles: pd.DataFrame) -> list[dict]:

@@ -23,14 +23,14 @@ class StopRequest:
     def __bool__(self) -> bool:
         return self.signal_number is not None
 
-    def stop(self) -> None:
-        """End, if a signal came.
+    def stop(self, number: int | None = None) -> None:
+        """End, if a signal came, to this process or with this ``number`` to another one.
 
         Raises:
             Stopped: it did.
         """
-        if self.signal_number is not None:
-            raise Stopped(self.signal_number)
+        if self.signal_number or number:
+            raise Stopped(self.signal_number or number or 0)
 
 
 @contextmanager

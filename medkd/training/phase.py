@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from lightning_fabric import Fabric
 from torch import Tensor
 
 from medkd.config import Config, TrainConfig
@@ -16,18 +17,21 @@ from medkd.distill.graph import Graph
 from medkd.errors import TrainingError
 from medkd.progress import progress
 from medkd.training import checkpoint
-from medkd.training.data import TileTable, epoch_batches, evaluation_batches, training_loader
-from medkd.training.interruption import StopRequest, deferred_stop
-from medkd.training.loop import (
-    ENSEMBLE,
-    Engine,
-    EpochCourse,
-    evaluate,
-    predict_tiles,
-    set_up,
-    train_epoch,
+from medkd.training.cohorts import learning_rates
+from medkd.training.data import (
+    TileTable,
+    epoch_batches,
+    evaluation_batches,
+    evaluation_order,
+    training_loader,
 )
+from medkd.training.devices import Ranks, same_buffers
+from medkd.training.engine import Engine, set_up
+from medkd.training.evaluation import ENSEMBLE, evaluate, predict_tiles
+from medkd.training.interruption import deferred_stop
+from medkd.training.loop import EpochCourse, train_epoch
 from medkd.training.run_tracking import CohortTracker
+from medkd.training.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,9 @@ class Phase:
         table: all tiles with their roles.
         cohort: the networks.
         identity: of the run; a checkpoint of another run is refused.
-        tracker: told of each epoch.
+        tracker: told of each epoch; None: someone else tells.
+        fabric: the device.
+        ranks: the processes.
         first: name of the teacher that is trained before the others; empty: this is the whole.
     """
 
@@ -49,7 +55,9 @@ class Phase:
     table: TileTable
     cohort: Cohort
     identity: str
-    tracker: CohortTracker
+    tracker: CohortTracker | None
+    fabric: Fabric
+    ranks: Ranks
     first: str = ""
 
     @property
@@ -79,40 +87,48 @@ def train_phase(phase: Phase) -> checkpoint.Progress:
         TrainingError: the run was begun with other settings, or its loss is not finite.
     """
     config, graph, cohort, settings = phase.config, phase.graph, phase.cohort, phase.settings
+    ranks = phase.ranks
     tiles = phase.table.tiles
     training = tiles[tiles["role"] == "train"].reset_index(drop=True)
     held_out = tiles[tiles["role"] == "validation"].reset_index(drop=True)
     dataset, sampler = training_loader(config, training, views=graph.views)
-    steps = len(epoch_batches(dataset, sampler, config, 0))
-    engine = set_up(cohort, settings, steps, seed=config.seed)
+    steps = len(epoch_batches(dataset, sampler, config, 0, ranks=ranks))
+    engine = set_up(
+        cohort,
+        settings,
+        steps,
+        phase.fabric,
+        ranks=ranks,
+        seed=config.seed,
+        learning_rates=learning_rates(config, graph),
+    )
     found = checkpoint.load_checkpoint(phase.checkpoints, phase.identity)
     done, state = found if found is not None else (checkpoint.Progress(), None)
     course = EpochCourse()
     if state is not None:
-        cohort.load_state_dict(state["cohort"])
-        engine.optimizer.load_state_dict(state["optimizer"])
-        engine.schedule.load_state_dict(state["schedule"])
+        engine.load_state(state)
         course = EpochCourse(done.steps_done, state["sums"], state["dead"])
-    validation = evaluation_batches(config, held_out, cache=True)
+    validation = evaluation_batches(config, held_out, cache=True, ranks=ranks)
     label = f"{phase.first} first" if phase.first else "training"
     before = steps * done.epochs_done + done.steps_done
     with (
         deferred_stop() as request,
         progress(label, steps * settings.epochs, done=before) as advance,
     ):
-        saver = _Saver(phase, engine, done, request)
-        for epoch in range(done.epochs_done, settings.epochs):
-            batches = epoch_batches(dataset, sampler, config, epoch, steps_done=course.steps_done)
+        watch = Watch(phase, engine, done, request, advance, steps)
+        while done.epochs_done < settings.epochs and not _is_stuck(done, settings):
+            epoch = done.epochs_done
             terms = train_epoch(
                 engine,
-                batches,
-                advance,
+                epoch_batches(
+                    dataset, sampler, config, epoch, steps_done=course.steps_done, ranks=ranks
+                ),
                 epoch=epoch,
-                config=settings,
                 course=course,
-                after_step=saver.after_step,
+                pace=watch.pace,
+                after_step=watch.after_step,
             )
-            metrics = _validated(engine, graph, validation, config, saver, course)
+            metrics = _validated(engine, graph, validation, config, watch, course)
             rows = _curve_rows(epoch + 1, terms, metrics, "first/" if phase.first else "")
             done.curves += rows
             done.epochs_done = epoch + 1
@@ -120,14 +136,19 @@ def train_phase(phase: Phase) -> checkpoint.Progress:
             log_loss = metrics[ENSEMBLE]["log_loss"]
             if log_loss < done.best_log_loss:
                 done.best_log_loss, done.best_epoch = log_loss, epoch + 1
-                checkpoint.save_networks(
-                    checkpoint.epoch_folder(phase.checkpoints, epoch + 1), cohort.own_modules()
-                )
-            saver.save(course)
-            checkpoint.keep_only(phase.checkpoints, done.best_epoch)
-            phase.tracker.log_epoch(epoch + 1, rows)
+                if ranks.is_first:
+                    checkpoint.save_networks(
+                        checkpoint.epoch_folder(phase.checkpoints, epoch + 1),
+                        engine.shown.own_modules(),
+                    )
+            watch.save(course)
+            if ranks.is_first:
+                checkpoint.keep_only(phase.checkpoints, done.best_epoch)
+            if phase.tracker is not None:
+                phase.tracker.log_epoch(epoch + 1, rows)
             advance(0, note=f"epoch {epoch + 1}: validation log loss {log_loss:.3f}")
-            request.stop()
+            request.stop(*ranks.largest([request.signal_number or 0]))
+    ranks.wait()
     if not done.best_epoch:
         raise TrainingError(
             "no epoch gave finite probabilities on the validation tiles",
@@ -138,51 +159,10 @@ def train_phase(phase: Phase) -> checkpoint.Progress:
     return done
 
 
-class _Saver:
-    """Saves the state of a phase: now and then, and before the run stops."""
-
-    def __init__(
-        self, phase: Phase, engine: Engine, done: checkpoint.Progress, request: StopRequest
-    ) -> None:
-        self._phase, self._engine, self._done, self._request = phase, engine, done, request
-        self._saved = self._counted = time.monotonic()
-
-    def after_step(self, course: EpochCourse) -> None:
-        """Save if it is time to.
-
-        Raises:
-            Stopped: a signal came; the state is saved.
-        """
-        due = time.monotonic() - self._saved >= 60 * self._phase.settings.save_minutes
-        if due or self._request:
-            self.save(course)
-        self._request.stop()
-
-    @property
-    def is_asked_to_stop(self) -> bool:
-        """Whether a signal came."""
-        return bool(self._request)
-
-    def save(self, course: EpochCourse) -> None:
-        """Save, with so much of the epoch done."""
-        engine, done = self._engine, self._done
-        now = time.monotonic()
-        done.seconds += now - self._counted
-        done.steps_done = course.steps_done
-        checkpoint.save_checkpoint(
-            self._phase.checkpoints,
-            self._phase.identity,
-            done,
-            {
-                "cohort": self._phase.cohort.state_dict(),
-                "optimizer": engine.optimizer.state_dict(),
-                "schedule": engine.schedule.state_dict(),
-                "sums": course.sums,
-                "dead": course.dead,
-            },
-        )
-        self._counted = now
-        self._saved = time.monotonic()
+def _is_stuck(done: checkpoint.Progress, settings: TrainConfig) -> bool:
+    """Whether too many epochs went by without a lower validation loss."""
+    patience = settings.early_stop_epochs
+    return patience is not None and done.epochs_done - done.best_epoch >= patience
 
 
 def _validated(
@@ -190,16 +170,21 @@ def _validated(
     graph: Graph,
     batches: Iterable[dict[str, Tensor]],
     config: Config,
-    saver: _Saver,
+    watch: Watch,
     course: EpochCourse,
 ) -> dict[str, dict[str, float]]:
-    """Metrics on the validation tiles; a stop in between is a stop after the epoch's last step."""
-
-    def check(_: int) -> None:
-        if saver.is_asked_to_stop:
-            saver.after_step(course)
-
-    probabilities, labels = predict_tiles(engine.forward, engine.fabric.device, batches, check)
+    """Metrics on the validation tiles, of which each process predicts its share of batches."""
+    same_buffers(engine.shown, engine.ranks)
+    check = watch.between(course)
+    parts = engine.ranks.gathered(predict_tiles(engine.shown, engine.fabric, batches, check))
+    # In the order of the tiles again, so that sums round as those of one process do.
+    labels = torch.cat([labels for _, labels in parts])
+    places = evaluation_order(len(labels), config, engine.ranks.count)
+    probabilities = {
+        name: torch.cat([values[name] for values, _ in parts if values])[places]
+        for name in parts[0][0]
+    }
+    labels = labels[places]
     positive = config.data.classes.index(config.data.positive)
     return evaluate(probabilities, labels, graph, positive)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from lightning_fabric import Fabric
 
 from medkd.config import Config
 from medkd.datasets.tables import SlideRow
@@ -16,10 +15,12 @@ from medkd.distill.method import load_method
 from medkd.errors import StageError
 from medkd.files import atomic_path
 from medkd.progress import progress
+from medkd.tracking import sending_leftovers
 from medkd.training.checkpoint import load_network, read_completion
 from medkd.training.cohorts import build_cohort
 from medkd.training.data import evaluation_batches, load_tile_table
-from medkd.training.loop import predict_tiles
+from medkd.training.devices import make_fabric
+from medkd.training.evaluation import predict_tiles
 
 
 def run_predict_stage(config: Config, rows: Sequence[SlideRow]) -> tuple[Path, int, int]:
@@ -43,13 +44,18 @@ def run_predict_stage(config: Config, rows: Sequence[SlideRow]) -> tuple[Path, i
     cohort = build_cohort(config, graph)
     for name, network in cohort.own_modules().items():
         load_network(config.run_folder / "networks" / f"{name}.safetensors", network)
-    fabric = Fabric(accelerator=config.train.device, devices=1, precision=config.train.precision)
-    cohort.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    forward = fabric.setup_module(cohort)
+    # One process does it, however many trained.
+    fabric, _ = make_fabric(config.train.model_copy(update={"devices": 1}))
+    if config.train.channels_last:
+        cohort.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    fabric.to_device(cohort)
     positive = config.data.classes.index(config.data.positive)
-    with progress("predicting", len(table.tiles)) as advance:
+    with (
+        sending_leftovers(config),
+        progress("predicting", len(table.tiles)) as advance,
+    ):
         batches = evaluation_batches(config, table.tiles, cache=False)
-        probabilities, _ = predict_tiles(forward, fabric.device, batches, advance)
+        probabilities, _ = predict_tiles(cohort, fabric, batches, advance)
     columns = table.tiles[["slide_id", "patient_id", "role", "x", "y"]]
     predictions = pd.concat(
         [

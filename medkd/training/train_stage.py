@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -12,17 +12,17 @@ import yaml
 from medkd import __version__
 from medkd.config import Config
 from medkd.datasets.tables import SlideRow
-from medkd.distill.cohort import Cohort
 from medkd.distill.drawing import write_drawing
-from medkd.distill.graph import Graph, expand
+from medkd.distill.graph import expand
 from medkd.distill.method import Method, load_method
-from medkd.errors import Stopped
+from medkd.errors import Stopped, TrainingError
 from medkd.files import atomic_path, make_folder, sha256_of_file, sha256_of_json, write_text
 from medkd.networks.zoo import count_parameters
 from medkd.training import checkpoint
 from medkd.training.cohorts import build_cohort, node_record, trained_first, weight_files
 from medkd.training.data import TileTable, load_tile_table
-from medkd.training.loop import best_deployed
+from medkd.training.devices import make_fabric
+from medkd.training.evaluation import best_deployed
 from medkd.training.packaging import write_model_package
 from medkd.training.phase import Phase, train_phase
 from medkd.training.run_tracking import CohortTracker
@@ -47,14 +47,28 @@ class TrainResult:
 
 def run_identity(config: Config, method: Method, table: TileTable) -> str:
     """A digest of all that decides what a run computes; a resume compares it."""
-    left_out = {"device", "loader_workers", "cache_mb", "save_minutes"}
+    # Where and in how many parts it is computed may change on the way.
+    left_out = {
+        "device",
+        "devices",
+        "accumulate",
+        "recompute",
+        "loader_workers",
+        "cache_mb",
+        "save_minutes",
+        "save_steps",
+    }
     train = config.train.model_dump(mode="json", exclude=left_out)
     weights = [sha256_of_file(path) for path in weight_files(config)]
     return sha256_of_json([train, config.seed, method.text, table.digest, weights])
 
 
 def run_train_stage(
-    config: Config, rows: Sequence[SlideRow], *, restart: bool = False
+    config: Config,
+    rows: Sequence[SlideRow],
+    *,
+    restart: bool = False,
+    needs_checkpoint: bool = False,
 ) -> TrainResult:
     """Train the configured cohort, or go on where an interrupted run of the same name stopped.
 
@@ -62,6 +76,7 @@ def run_train_stage(
         config: the experiment.
         rows: of slides.csv.
         restart: forget what an earlier run of this name did.
+        needs_checkpoint: refuse to begin anew.
 
     Raises:
         TrainingError: the run was begun with other settings, or its loss is not finite.
@@ -70,71 +85,102 @@ def run_train_stage(
     """
     method = load_method(config.train.method)
     graph = expand(method, len(config.train.students))
+    fabric, ranks = make_fabric(config.train)
     table = load_tile_table(config, rows)
     cohort = build_cohort(config, graph)
     identity = run_identity(config, method, table)
     folder = make_folder(config.run_folder)
-    if restart:
+    if restart and ranks.is_first:
         checkpoint.forget(folder)
+    ranks.wait()
     found = checkpoint.load_checkpoint(folder / "checkpoints", identity)
+    if needs_checkpoint and found is None:
+        raise TrainingError(
+            "has no state to go on from",
+            where=folder,
+            remedy="Check train.name and output, or leave --resume at auto to begin.",
+        )
+    tracker = None
+    if ranks.is_first:
+        _write_settings(config, method)
+        tracker = CohortTracker(config, graph, cohort, table)
+    phase = Phase(config, graph, table, cohort, identity, tracker, fabric, ranks)
+    try:
+        before = [_train_first(phase, node.name) for node in trained_first(config, graph)]
+        done = train_phase(phase)
+        result = _results(phase, before, done, found[0] if found else None)
+        if ranks.is_first:
+            _write_results(phase, before, done, result)
+        ranks.wait()
+    except BaseException as error:
+        if tracker is not None:
+            tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt | Stopped) else "FAILED")
+        raise
+    if tracker is not None:
+        tracker.finish("FINISHED")
+    return result
+
+
+def _write_settings(config: Config, method: Method) -> None:
+    folder = config.run_folder
     write_text(folder / "config.yaml", yaml.safe_dump(config.resolved(), sort_keys=False))
     write_text(folder / "method.yaml", method.text)
     for drawing in write_drawing(method, folder):
         drawing.replace(folder / f"method{drawing.suffix}")
-    tracker = CohortTracker(config, graph, cohort, table)
-    try:
-        before = [
-            _train_first(config, graph.first(node.name), table, cohort, identity, tracker)
-            for node in trained_first(config, graph)
-        ]
-        phase = Phase(config, graph, table, cohort, identity, tracker)
-        done = train_phase(phase)
-        result = _finish(phase, before, done, found[0] if found else None)
-    except BaseException as error:
-        tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt | Stopped) else "FAILED")
-        raise
-    tracker.finish("FINISHED")
-    return result
 
 
-def _train_first(
-    config: Config,
-    graph: Graph,
-    table: TileTable,
-    cohort: Cohort,
-    identity: str,
-    tracker: CohortTracker,
-) -> checkpoint.Progress:
+def _train_first(whole: Phase, name: str) -> checkpoint.Progress:
     """Train a frozen network by its labels, and give the cohort its weights."""
-    (name,) = graph.deployed
-    phase = Phase(config, graph, table, build_cohort(config, graph), identity, tracker, name)
+    graph = whole.graph.first(name)
+    phase = replace(whole, graph=graph, cohort=build_cohort(whole.config, graph), first=name)
     done = train_phase(phase)
     phase.restore_best(done)
-    cohort.nodes[name].load_state_dict(phase.cohort.nodes[name].state_dict())
+    whole.cohort.nodes[name].load_state_dict(phase.cohort.nodes[name].state_dict())
     return done
 
 
-def _finish(
+def _results(
     phase: Phase,
     before: Sequence[checkpoint.Progress],
     done: checkpoint.Progress,
     found: checkpoint.Progress | None,
 ) -> TrainResult:
-    config, graph, table, cohort = phase.config, phase.graph, phase.table, phase.cohort
+    """What the run came to, with the weights of the chosen epoch in the cohort."""
     phase.restore_best(done)
-    folder = config.run_folder
-    checkpoint.save_networks(folder / "networks", cohort.own_modules())
-    curves = [row for earlier in (*before, done) for row in earlier.curves]
-    seconds = sum(earlier.seconds for earlier in (*before, done))
-    with atomic_path(folder / "curves.csv") as path:
-        pd.DataFrame(curves).to_csv(path, index=False)
     best: dict[str, dict[str, float]] = {}
     for row in done.curves:
         kind, _, name = row["metric"].partition("/")
         if row["epoch"] == done.best_epoch and kind == "validation":
             best.setdefault(row["network"], {})[name] = row["value"]
-    parameters = {node.name: count_parameters(cohort.alone(node.name)) for node in graph.nodes}
-    deployed = (best_deployed(best, graph),) if graph.chosen_by_validation else graph.deployed
+    return TrainResult(
+        run_folder=phase.config.run_folder,
+        resumed_from=(found.epochs_done, found.steps_done) if found else None,
+        best_epoch=done.best_epoch,
+        best=best,
+        parameters={
+            node.name: count_parameters(phase.cohort.alone(node.name)) for node in phase.graph.nodes
+        },
+        seconds=sum(earlier.seconds for earlier in (*before, done)),
+        mlflow_run_id=phase.tracker.run_id if phase.tracker is not None else "",
+    )
+
+
+def _write_results(
+    phase: Phase,
+    before: Sequence[checkpoint.Progress],
+    done: checkpoint.Progress,
+    result: TrainResult,
+) -> None:
+    """The networks, the curves, the model package, and that the run is finished."""
+    config, graph, table, cohort = phase.config, phase.graph, phase.table, phase.cohort
+    folder = config.run_folder
+    checkpoint.save_networks(folder / "networks", cohort.own_modules())
+    curves = [row for earlier in (*before, done) for row in earlier.curves]
+    with atomic_path(folder / "curves.csv") as path:
+        pd.DataFrame(curves).to_csv(path, index=False)
+    deployed = (
+        (best_deployed(result.best, graph),) if graph.chosen_by_validation else graph.deployed
+    )
     write_model_package(
         config,
         graph,
@@ -142,7 +188,7 @@ def _finish(
         cohort,
         deployed=deployed,
         best_epoch=done.best_epoch,
-        run_id=phase.tracker.run_id,
+        run_id=result.mlflow_run_id,
     )
     checkpoint.write_completion(
         folder,
@@ -153,26 +199,18 @@ def _finish(
                 node.name: {
                     "role": node.role,
                     "deployed": node.name in deployed,
-                    "parameters": parameters[node.name],
+                    "parameters": result.parameters[node.name],
                     **node_record(config, graph, node),
                 }
                 for node in graph.nodes
             },
-            "epochs": config.train.epochs,
+            "epochs": done.epochs_done,
             "best_epoch": done.best_epoch,
-            "validation": best,
+            "validation": result.best,
             "data_digest": table.digest,
             "synthetic": table.synthetic,
-            "seconds": round(seconds, 1),
+            "seconds": round(result.seconds, 1),
         },
     )
-    phase.tracker.log_result(done.best_epoch, best)
-    return TrainResult(
-        run_folder=folder,
-        resumed_from=(found.epochs_done, found.steps_done) if found else None,
-        best_epoch=done.best_epoch,
-        best=best,
-        parameters=parameters,
-        seconds=seconds,
-        mlflow_run_id=phase.tracker.run_id,
-    )
+    if phase.tracker is not None:
+        phase.tracker.log_result(done.best_epoch, result.best)

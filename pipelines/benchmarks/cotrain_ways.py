@@ -25,7 +25,10 @@ from medkd.networks.spec import NetworkSpec
 from medkd.networks.staged import IMAGENET_MEAN, IMAGENET_STD, StagedNetwork
 from medkd.networks.zoo import build
 from medkd.tasks.classification import Classification
-from medkd.training.loop import Engine, parameter_groups, set_up, train_epoch
+from medkd.training.devices import make_fabric
+from medkd.training.engine import Engine, set_up
+from medkd.training.loop import train_epoch
+from medkd.training.optimization import parameter_groups
 
 Step = Callable[[], Tensor]
 
@@ -192,12 +195,12 @@ def loop_and_bare_step(sizes: Sizes, batch: Batch, epoch_steps: int = 1) -> tupl
         epochs=1_000_000,
         device="cuda" if batch.labels.is_cuda else "cpu",
     )
-    engine = set_up(cohort_of(sizes), config, epoch_steps)
+    engine = set_up(cohort_of(sizes), config, epoch_steps, make_fabric(config)[0])
     batches = [{"image": batch.images, "label": batch.labels}] * epoch_steps
     epochs = iter(range(config.epochs))
 
     def loop() -> Tensor:
-        means = train_epoch(engine, batches, _nothing, epoch=next(epochs), config=config)
+        means = train_epoch(engine, batches, epoch=next(epochs))
         return torch.tensor(sum(means.values()))
 
     def bare() -> Tensor:
@@ -211,10 +214,6 @@ def bare_step(engine: Engine, batch: Batch) -> Tensor:
     terms = engine.cohort(batch.images, batch.labels).terms
     # Fabric's wrapper holds the one that it wraps.
     return _learned(torch.stack(list(terms.values())).sum(), engine.optimizer.optimizer)  # type: ignore[attr-defined]
-
-
-def _nothing(count: int) -> None:
-    """Progress that is not shown."""
 
 
 def _learned(loss: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
