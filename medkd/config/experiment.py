@@ -50,6 +50,12 @@ class MlflowConfig(Strict):
     registered_model: str | None = Field(
         "medkd-msi", description="Name in MLflow's model registry; null: do not register."
     )
+    log_checkpoints: bool = Field(
+        True, description="Upload each network's weights of the chosen epoch when training is over."
+    )
+    system_metrics: bool = Field(
+        True, description="Log the use of processor, memory, disk, network and GPU every 10 s."
+    )
 
 
 class Config(Strict):

@@ -18,7 +18,7 @@ from medkd.slide_level.aggregate import ENSEMBLE, Aggregation, aggregate
 from medkd.slide_level.plots import evaluation_plots
 from medkd.slide_level.statistics import Estimate
 from medkd.slides.store import read_tile_records
-from medkd.tracking import TrackedRun, open_tracked_runs, store_errors, tracking_uri
+from medkd.tracking import TrackedRun, store_errors, tracked_runs, tracking_uri
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,10 @@ def run_aggregate_stage(config: Config) -> AggregateResult:
         synthetic=package.manifest.provenance.trained_on_synthetic,
     )
     _write(config, result)
-    runs = open_tracked_runs(config)
+    with tracked_runs(config) as runs:
+        _log(config, result, runs)
     with store_errors(tracking_uri(config)):
-        registered = _log(config, result, runs)
+        registered = _register(config, runs["parent"].run_id)
     return AggregateResult(result, _auroc_rows(result), _lines(config, result, registered))
 
 
@@ -90,7 +91,7 @@ def _write(config: Config, result: Aggregation) -> None:
     )
 
 
-def _log(config: Config, result: Aggregation, runs: dict[str, TrackedRun]) -> str:
+def _log(config: Config, result: Aggregation, runs: dict[str, TrackedRun]) -> None:
     folder = config.run_folder
     parent = runs["parent"]
     figures = _figures(result)
@@ -102,15 +103,18 @@ def _log(config: Config, result: Aggregation, runs: dict[str, TrackedRun]) -> st
         parent.log_file(folder / name)
     for path in sorted((folder / "plots").glob("*.png")):
         parent.log_file(path, "plots")
+
+
+def _register(config: Config, run_id: str) -> str:
+    """Log the model package to the run, and return where the registry has it, if it does."""
     from medkd.inference.mlflow_model import log_package
 
     info = log_package(
         config.model_folder,
-        parent.run_id,
+        run_id,
         config.mlflow.registered_model,
         tracking_uri=tracking_uri(config),
     )
-    parent.finish("FINISHED")
     version = info.registered_model_version
     return "" if version is None else f"models:/{config.mlflow.registered_model}/{version}"
 

@@ -9,61 +9,63 @@ from medkd import __version__
 from medkd.config import Config
 from medkd.distill.cohort import Cohort
 from medkd.distill.graph import Graph, Link
+from medkd.errors import TrackingError
 from medkd.networks.zoo import count_parameters
 from medkd.progress import warn
 from medkd.tracking import (
+    SystemMetrics,
     TrackedRun,
     connect,
     flatten,
     open_run,
+    open_sender,
+    read_beginning_ms,
     read_run_ids,
+    store_errors,
     tracking_uri,
     write_run_ids,
 )
 from medkd.training.cohorts import node_record
 from medkd.training.data import TileTable
-from medkd.training.loop import ENSEMBLE
+from medkd.training.evaluation import ENSEMBLE
+
+PARENT = "parent"
 
 
 class CohortTracker:
-    """Writes parameters, curves and files of a training run; goes on in the same runs on resume."""
+    """Writes parameters, curves and files of a training run; goes on in the same runs on resume.
+
+    Nothing here waits for the store but the beginning, and the end for some seconds: what is logged
+    is handed to a sender, and waits in the run's folder while the store is away.
+
+    Raises:
+        TrackingError: the store does not answer, and the run is a new one. A resumed run goes on.
+        OutputError: the run's folder cannot be written.
+    """
 
     def __init__(self, config: Config, graph: Graph, cohort: Cohort, table: TileTable) -> None:
-        run_folder = config.run_folder
-        client, experiment = connect(config)
-        uri = tracking_uri(config)
-        known = read_run_ids(run_folder, uri)
-        tags = {
-            "medkd.version": __version__,
-            "medkd.method": graph.method,
-            "medkd.data_digest": table.digest,
-            "medkd.synthetic": str(table.synthetic).lower(),
-            "medkd.research_use_only": "true",
-            "mlflow.source.name": "medkd train",
-            "mlflow.source.type": "LOCAL",
+        self._config = config
+        folder, uri = config.run_folder, tracking_uri(config)
+        known = read_run_ids(folder, uri)
+        run_ids = _open_runs(config, graph, table, known)
+        if run_ids != known:
+            write_run_ids(folder, uri, run_ids)
+        self._sender = open_sender(config)
+        self._parent = TrackedRun(run_ids[PARENT], self._sender)
+        self._nested = {
+            node.name: TrackedRun(run_ids[node.name], self._sender) for node in graph.nodes
         }
-        self._parent = open_run(
-            client, experiment, config.train.name, run_id=known.get("parent"), tags=tags
-        )
-        self._nested: dict[str, TrackedRun] = {}
-        for node in graph.nodes:
-            self._nested[node.name] = open_run(
-                client,
-                experiment,
-                f"{config.train.name}: {node.name}",
-                run_id=known.get(node.name),
-                parent_id=self._parent.run_id,
-                tags={
-                    "medkd.role": node.role,
-                    "medkd.method": graph.method,
-                    "mlflow.source.name": "medkd train",
-                    "mlflow.source.type": "LOCAL",
-                },
-            )
-        nested = {name: run.run_id for name, run in self._nested.items()}
-        write_run_ids(run_folder, uri, {"parent": self._parent.run_id, **nested})
-        if not known:
-            self._log_beginning(config, graph, cohort, table)
+        self._system: SystemMetrics | None = None
+        try:
+            for run in (self._parent, *self._nested.values()):
+                run.set_status("RUNNING")
+            if run_ids != known:
+                self._log_beginning(config, graph, cohort, table)
+        except BaseException:
+            self._sender.close()
+            raise
+        if config.mlflow.system_metrics:
+            self._system = SystemMetrics(self._parent, read_beginning_ms(folder))
 
     @property
     def run_id(self) -> str:
@@ -113,7 +115,7 @@ class CohortTracker:
             self._nested[name].log_metrics(metrics, epoch)
 
     def log_result(self, best_epoch: int, best: Mapping[str, Mapping[str, float]]) -> None:
-        """Log what the chosen epoch reached on validation tiles."""
+        """Log what the chosen epoch reached on validation tiles, and the networks' weights."""
         self._parent.log_metrics({"best_epoch": best_epoch}, best_epoch)
         for name, values in best.items():
             metrics = {f"best/{metric}": value for metric, value in values.items()}
@@ -123,16 +125,87 @@ class CohortTracker:
             self._parent.log_metrics(
                 {f"{metric}/{name}": value for metric, value in metrics.items()}, best_epoch
             )
+        if not self._config.mlflow.log_checkpoints:
+            return
+        for name, run in self._nested.items():
+            weights = self._config.run_folder / "networks" / f"{name}.safetensors"
+            # A mean of others' predictions has no weights.
+            if weights.exists():
+                run.log_file(weights, "checkpoint")
+
+    def log_steps(
+        self,
+        step: int,
+        figures: Mapping[str, float],
+        networks: Mapping[str, Mapping[str, float]],
+    ) -> None:
+        """Log what happened lately within an epoch; these curves are over steps, not epochs.
+
+        Args:
+            step: how many steps the run has done, all epochs together.
+            figures: of the whole run, such as ``images_per_s``.
+            networks: of each network, such as its ``learning_rate`` and its loss terms.
+
+        MLflow gets them as ``step/images_per_s`` and, in the network's own run,
+        ``step/learning_rate``; the parent as ``step/learning_rate/student_0``.
+        """
+        parent = {f"step/{name}": value for name, value in figures.items()}
+        for network, values in networks.items():
+            own = {f"step/{name}": value for name, value in values.items()}
+            parent |= {f"{name}/{network}": value for name, value in own.items()}
+            self._nested[network].log_metrics(own, step)
+        self._parent.log_metrics(parent, step)
 
     def finish(self, status: str) -> None:
-        """End every run. A store that is away by now does not undo a training."""
-        from mlflow.exceptions import MlflowException
+        """End every run, and wait some seconds for the store to take what was logged."""
+        if self._system is not None:
+            self._system.stop()
+        try:
+            for run in (*self._nested.values(), self._parent):
+                run.set_status(status)
+        finally:
+            self._sender.close()
 
-        for run in (*self._nested.values(), self._parent):
-            try:
-                run.finish(status)
-            except (MlflowException, OSError) as error:
-                warn(f"the MLflow run {run.run_id} stays open: {str(error)[:200]}")
+
+def _open_runs(
+    config: Config, graph: Graph, table: TileTable, known: Mapping[str, str]
+) -> dict[str, str]:
+    """Ids of the parent run and of each network's: those ``known``, or of new runs."""
+    names = [PARENT, *(node.name for node in graph.nodes)]
+    source = {"mlflow.source.name": "medkd train", "mlflow.source.type": "LOCAL"}
+    tags = {
+        "medkd.version": __version__,
+        "medkd.method": graph.method,
+        "medkd.data_digest": table.digest,
+        "medkd.synthetic": str(table.synthetic).lower(),
+        "medkd.research_use_only": "true",
+        **source,
+    }
+    uri = tracking_uri(config)
+    try:
+        client, experiment = connect(config)
+        with store_errors(uri):
+            run_ids = {
+                PARENT: open_run(
+                    client, experiment, config.train.name, run_id=known.get(PARENT), tags=tags
+                )
+            }
+            for node in graph.nodes:
+                run_ids[node.name] = open_run(
+                    client,
+                    experiment,
+                    f"{config.train.name}: {node.name}",
+                    run_id=known.get(node.name),
+                    parent_id=run_ids[PARENT],
+                    tags={"medkd.role": node.role, "medkd.method": graph.method, **source},
+                )
+    except TrackingError as error:
+        # A file of one's own that cannot be used is no server that will be back.
+        if uri.startswith("sqlite:") or not all(name in known for name in names):
+            raise
+        warn(f"{error.where}: {error.what}. The run goes on; what is logged waits in its folder.")
+        return dict(known)
+    return run_ids
 
 
 def _told(link: Link) -> str:

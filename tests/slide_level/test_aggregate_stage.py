@@ -102,10 +102,8 @@ def package_content(config: Config) -> dict:
 def track(config: Config) -> dict[str, str]:
     """The MLflow runs that a training leaves."""
     client, experiment = connect(config)
-    parent = open_run(client, experiment, "small").run_id
-    nested = {
-        name: open_run(client, experiment, name, parent_id=parent).run_id for name in NETWORKS
-    }
+    parent = open_run(client, experiment, "small")
+    nested = {name: open_run(client, experiment, name, parent_id=parent) for name in NETWORKS}
     runs = {"parent": parent, **nested}
     write_run_ids(config.run_folder, tracking_uri(config), runs)
     return runs
