@@ -1,0 +1,160 @@
+"""``medkd import``: data sets as others publish them, brought into the project's tables."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from medkd.errors import ConfigError
+from medkd.terminal import output_console, print_table
+
+if TYPE_CHECKING:
+    from medkd.importers.problems import Problem
+
+import_app = typer.Typer(
+    no_args_is_help=True,
+    help="Bring data sets as others publish them into the project's tables.",
+)
+
+# More lines than fit on a screen tell no more; all of them are in a file.
+_PROBLEMS_SHOWN = 20
+
+PatientColumn = Annotated[
+    str | None,
+    typer.Option("--patient-column", help="Column of the patient; usual names are found."),
+]
+SheetOption = Annotated[
+    str | None, typer.Option("--sheet", help="Of workbooks with more than one.")
+]
+
+
+def _pairs(texts: Iterable[str], option: str) -> dict[str, str]:
+    pairs = {}
+    for text in texts:
+        word, equals, label = text.partition("=")
+        if not (word and equals):
+            raise ConfigError(
+                "is not WORD=LABEL", where=f"{option} {text}", remedy="Write MSI-H=MSI."
+            )
+        pairs[word] = label
+    return pairs
+
+
+def _finish(problems: Sequence[Problem], report: Path | None = None) -> None:
+    """Print what was left out, and end with status 1 where anything was."""
+    for problem in problems[:_PROBLEMS_SHOWN]:
+        print(f"left out: {problem}", file=sys.stderr)
+    rest = len(problems) - _PROBLEMS_SHOWN
+    if rest > 0:
+        print(f"left out: {rest:,} more." + (f" All: {report}" if report else ""), file=sys.stderr)
+    if problems:
+        raise typer.Exit(1)
+
+
+@import_app.command("labels")
+def labels(
+    tables: Annotated[
+        list[Path], typer.Argument(help="Clinical tables: CSV, TSV or XLSX.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder for labels and report.")],
+    rule: Annotated[
+        str,
+        typer.Option(
+            "--rule",
+            help="consensus (what most sources say), exclude-discordant (what all say) or "
+            "source=NAME.",
+        ),
+    ] = "consensus",
+    sources: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--source",
+            help="NAME=COLUMN:READING, where READING is a threshold (0.4), two (0.4..0.6) or words "
+            "(MSI-H=MSI,MSS=MSS). Liu, MANTIS and MSIsensor are found by their columns.",
+        ),
+    ] = None,
+    patient_column: PatientColumn = None,
+    sheet: SheetOption = None,
+) -> None:
+    """Compare sources of MSI labels, name the discordant patients, and settle on labels."""
+    from medkd.importers.label_report import (
+        LABELS_NAME,
+        TABLE_NAME,
+        TEXT_NAME,
+        make_label_report,
+        print_label_report,
+        write_label_report,
+    )
+
+    report = make_label_report(
+        tables, sources=sources or (), rule=rule, patient_column=patient_column, sheet=sheet
+    )
+    write_label_report(report, out)
+    print_label_report(report, output_console())
+    print(f"Labels: {out / LABELS_NAME}")
+    print(f"Report: {out / TEXT_NAME}; every patient: {out / TABLE_NAME}")
+    _finish(report.problems, out / TABLE_NAME)
+
+
+@import_app.command("slides")
+def slides(
+    slide_table: Annotated[Path, typer.Argument(help="A row for each slide.", show_default=False)],
+    clinical: Annotated[
+        Path, typer.Option("--clinical", help="A row for each patient; may be the same file.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The table to write.")] = Path("slides.csv"),
+    label: Annotated[
+        str | None, typer.Option("--label", help="Column of the label, such as isMSIH.")
+    ] = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Option("--map", help="WORD=LABEL; may be repeated. WORD= leaves its patients out."),
+    ] = None,
+    slides_folder: Annotated[
+        Path | None,
+        typer.Option("--slides-folder", help="Where the slides lie, in folders or not."),
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option("--only", help="Only slides that match, such as DX[0-9].")
+    ] = None,
+    patient_column: PatientColumn = None,
+    slide_column: Annotated[
+        str | None, typer.Option("--slide-column", help="Column of the slide.")
+    ] = None,
+    site_column: Annotated[
+        str | None, typer.Option("--site-column", help="Column of the hospital.")
+    ] = None,
+    sheet: SheetOption = None,
+) -> None:
+    """Join a slide table with a clinical table (CSV, TSV or XLSX) to slides.csv."""
+    from medkd.importers.names import compile_pattern
+    from medkd.importers.slide_tables import SlideTableOptions, import_slide_table
+
+    options = SlideTableOptions(
+        label_column=label,
+        label_of=_pairs(words or (), "--map"),
+        patient_column=patient_column,
+        slide_column=slide_column,
+        site_column=site_column,
+        slides_folder=slides_folder,
+        only=None if only is None else compile_pattern(only, "--only"),
+        sheet=sheet,
+    )
+    summary = import_slide_table(slide_table, clinical, out, options)
+    print_table(
+        "Slides",
+        ("label", "patients", "slides"),
+        ((name, summary.patients[name], summary.slides[name]) for name in sorted(summary.slides)),
+    )
+    if summary.excluded:
+        print(f"Not matched by --only: {summary.excluded:,} slides.")
+    if summary.unlabelled:
+        print(f"Of patients without a label: {summary.unlabelled:,} slides.")
+    print(f"Table: {out}")
+    if slides_folder is None:
+        print("Its paths are as in the slide table; --slides-folder finds the files.")
+    _finish(summary.problems)
