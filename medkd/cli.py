@@ -13,7 +13,6 @@ import typer
 
 from medkd import __version__
 from medkd.cli_import import import_app
-from medkd.cli_import import import_app
 from medkd.errors import MedkdError, Stopped
 from medkd.progress import keep_silent
 from medkd.terminal import print_table
@@ -36,7 +35,6 @@ config_app = typer.Typer(no_args_is_help=True, help="Write, check and show a con
 methods_app = typer.Typer(no_args_is_help=True, help="The distillation methods that come along.")
 app.add_typer(config_app, name="config")
 app.add_typer(methods_app, name="methods")
-app.add_typer(import_app, name="import")
 app.add_typer(import_app, name="import")
 
 
