@@ -168,5 +168,11 @@ def forget(run_folder: Path) -> None:
     """Remove the state of an earlier run, so that the next one begins anew."""
     for name in ("checkpoints", "networks", "model"):
         shutil.rmtree(run_folder / name, ignore_errors=True)
-    for name in ("training.json", "mlflow.json", "curves.csv", "predictions.parquet"):
+    for name in (
+        "training.json",
+        "mlflow.json",
+        "mlflow-outbox.jsonl",
+        "curves.csv",
+        "predictions.parquet",
+    ):
         (run_folder / name).unlink(missing_ok=True)
