@@ -97,21 +97,23 @@ def _live(title: str, total: int, done: int) -> Iterator[Advance]:
 def _plain(title: str, total: int, done: int) -> Iterator[Advance]:
     started = last = time.monotonic()
     count = done
+    told = ""
 
-    def advance(steps: int = 1, note: str = "") -> None:
-        nonlocal count, last
-        count += steps
-        now = time.monotonic()
-        if count < total and now - last < _SECONDS_BETWEEN_LINES:
-            return
-        last = now
-        elapsed = now - started
-        if count >= total:
-            clock = f"took {format_seconds(elapsed)}"
-        else:
-            left = elapsed / max(count - done, 1) * (total - count)
-            clock = f"{format_seconds(elapsed)} elapsed, {format_seconds(left)} left"
-        tail = f"  {note}" if note else ""
+    def line(clock: str) -> None:
+        tail = f"  {told}" if told else ""
         print(f"{title:<9} {count}/{total}  {clock}{tail}", file=sys.stderr, flush=True)
 
+    def advance(steps: int = 1, note: str = "") -> None:
+        nonlocal count, last, told
+        count += steps
+        told = note or told
+        now = time.monotonic()
+        if count < total and now - last >= _SECONDS_BETWEEN_LINES:
+            last = now
+            elapsed = now - started
+            left = elapsed / max(count - done, 1) * (total - count)
+            line(f"{format_seconds(elapsed)} elapsed, {format_seconds(left)} left")
+
     yield advance
+    if count >= total:
+        line(f"took {format_seconds(time.monotonic() - started)}")

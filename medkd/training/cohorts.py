@@ -53,7 +53,9 @@ def node_record(config: Config, graph: Graph, node: Node) -> dict[str, Any]:
     """What is told of a node's network: its configuration, or what it is made of."""
     if node.is_network:
         chosen = network_config(config, graph, node)
-        return chosen.model_dump(mode="json", exclude={"weights", "pretrained", "learning_rate"})
+        return chosen.model_dump(
+            mode="json", exclude={"weights", "pretrained", "learning_rate", "train_only"}
+        )
     made_of = " and ".join(node.sources)
     what = {
         "mean": f"moving average of {made_of}",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -20,6 +23,7 @@ T = TypeVar("T")
 
 # A process that died is noticed by who started it, at once. This is for one that hangs.
 _LONGEST_SILENCE = timedelta(minutes=30)
+_SECONDS_BEFORE_TELLING = 15
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,8 @@ def make_fabric(config: TrainConfig) -> tuple[Fabric, Ranks]:
             where="train.devices",
             remedy="Lower it, or set train.device to cpu.",
         )
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     fabric = Fabric(
         accelerator=accelerator,
         devices=local,
@@ -113,6 +119,29 @@ def make_fabric(config: TrainConfig) -> tuple[Fabric, Ranks]:
     fabric.launch()
     group = distributed.new_group(backend="gloo", timeout=_LONGEST_SILENCE)
     return fabric, Ranks(fabric.global_rank, fabric.world_size, group)
+
+
+@contextmanager
+def peers_expected(ranks: Ranks) -> Iterator[None]:
+    """Turn what is raised when another process is gone into one line.
+
+    Raises:
+        TrainingError: it is.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        lost = isinstance(error, distributed.DistError) or "gloo" in str(error).lower()
+        if ranks.count == 1 or not lost:
+            raise
+        # Whoever started the processes tells of the one that failed, and ends this one. If this one
+        # were quicker, it would be told of instead.
+        time.sleep(_SECONDS_BEFORE_TELLING)
+        raise TrainingError(
+            f"process {ranks.rank} of {ranks.count} lost another one",
+            where="train.devices",
+            remedy="The same command goes on from the last saved state, on any number of devices.",
+        ) from error
 
 
 def same_buffers(module: torch.nn.Module, ranks: Ranks) -> None:

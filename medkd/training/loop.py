@@ -17,6 +17,7 @@ from medkd.errors import TrainingError
 from medkd.progress import warn
 from medkd.training.devices import mean_over_ranks
 from medkd.training.engine import Engine
+from medkd.training.memory import is_out_of_memory, out_of_memory
 from medkd.training.optimization import clip_by_node
 from medkd.training.pace import Pace
 
@@ -102,8 +103,7 @@ def train_epoch(
         cohort.set_moment(Moment(epoch, step, config.epochs, steps))
         images = _on_device(batch["image"], engine.fabric.device, engine.config.channels_last)
         labels = batch["label"].to(engine.fabric.device, non_blocking=True)
-        take = _alternating_step if cohort.graph.update == "alternating" else _joint_step
-        terms, alive = take(engine, images, labels)
+        terms, alive = _step(engine, images, labels)
         engine.schedule.step()
         cohort.update_averages(step)
         if engine.average is not None:
@@ -145,6 +145,18 @@ def check_finite(course: EpochCourse, engine: Engine, epoch: int) -> None:
 def _step_seed(engine: Engine, step: int) -> int:
     seed = seed_of(engine.seed, _STEP_SEEDS + step)
     return seed if engine.ranks.is_first else seed_of(seed, engine.ranks.rank)
+
+
+def _step(engine: Engine, images: Tensor, labels: Tensor) -> tuple[Terms, Flags]:
+    """One step of whatever kind the method takes."""
+    take = _joint_step if engine.cohort.graph.update == "simultaneous" else _alternating_step
+    try:
+        return take(engine, images, labels)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    # Out here, where the exception no longer holds the tensors of the failed step.
+    raise out_of_memory(engine, images, labels)
 
 
 def _joint_step(engine: Engine, images: Tensor, labels: Tensor) -> tuple[Terms, Flags]:

@@ -21,7 +21,7 @@ from medkd.networks.zoo import count_parameters
 from medkd.training import checkpoint
 from medkd.training.cohorts import build_cohort, node_record, trained_first, weight_files
 from medkd.training.data import TileTable, load_tile_table
-from medkd.training.devices import make_fabric
+from medkd.training.devices import make_fabric, peers_expected
 from medkd.training.evaluation import best_deployed
 from medkd.training.packaging import write_model_package
 from medkd.training.phase import Phase, train_phase
@@ -106,12 +106,13 @@ def run_train_stage(
         tracker = CohortTracker(config, graph, cohort, table)
     phase = Phase(config, graph, table, cohort, identity, tracker, fabric, ranks)
     try:
-        before = [_train_first(phase, node.name) for node in trained_first(config, graph)]
-        done = train_phase(phase)
-        result = _results(phase, before, done, found[0] if found else None)
-        if ranks.is_first:
-            _write_results(phase, before, done, result)
-        ranks.wait()
+        with peers_expected(ranks):
+            before = [_train_first(phase, node.name) for node in trained_first(config, graph)]
+            done = train_phase(phase)
+            result = _results(phase, before, done, found[0] if found else None)
+            if ranks.is_first:
+                _write_results(phase, before, done, result)
+            ranks.wait()
     except BaseException as error:
         if tracker is not None:
             tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt | Stopped) else "FAILED")
