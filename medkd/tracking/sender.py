@@ -96,7 +96,7 @@ class Sender:
             others = sum(entry.kind != "metrics" for entry in waiting)
             warn(
                 f"{self._outbox.path}: {count_metrics(waiting)} metrics"
-                + (f" and {others} other entries" if others else "")
+                + (f", {others} files, parameters and states" if others else "")
                 + f" wait for MLflow ({self._uri}); the next 'medkd train', 'predict' or "
                 "'aggregate' of this run sends them"
             )
@@ -143,6 +143,11 @@ class Sender:
         if run_id in self._refused_runs:
             self._refused.update(entry.number for entry in entries)
             return
+        if entries[0].kind == "file" and not Path(entries[0].content["path"]).exists():
+            path = entries[0].content["path"]
+            warn(f"{path}: is not there any more, so the MLflow run {run_id} goes without it")
+            self._outbox.settle(entries)
+            return
         try:
             self._request(entries)
         except Exception as error:
@@ -180,9 +185,6 @@ class Sender:
 
     def _upload(self, client: MlflowClient, entry: Entry) -> None:
         path = Path(entry.content["path"])
-        if not path.exists():
-            warn(f"{path}: is not there any more, so the MLflow run {entry.run_id} goes without it")
-            return
         self._uploading_bytes = path.stat().st_size
         try:
             client.log_artifact(entry.run_id, str(path), entry.content["folder"])
@@ -220,15 +222,15 @@ class Sender:
     def _went_away(self, error: Exception) -> None:
         if not self._is_away and not self._closing:
             warn(
-                f"MLflow ({self._uri}) does not answer: {told(error)}. The work goes on; what is "
-                f"logged waits in {self._outbox.path}."
+                f"MLflow ({self._uri}) does not take what is logged: {told(error)}. The work goes "
+                f"on; what is logged waits in {self._outbox.path}."
             )
         self._is_away = True
 
     def _came_back(self) -> None:
         if self._is_away:
             waiting = count_metrics(self._outbox.waiting(but=self._refused))
-            warn(f"MLflow ({self._uri}) answers again; {waiting} metrics that waited are sent")
+            warn(f"MLflow ({self._uri}) takes it again; {waiting} metrics that waited are sent")
         self._is_away = False
 
 

@@ -44,7 +44,8 @@ def store_errors(uri: str) -> Iterator[None]:
 
 def told(error: Exception) -> str:
     """An error of the store in one line; of a database its own words, without the statement."""
-    return " ".join(str(getattr(error, "orig", None) or error).split())[:300]
+    words = " ".join(str(getattr(error, "orig", None) or error).split())
+    return words.partition(" [SQL:")[0][:300]
 
 
 def new_client(uri: str) -> MlflowClient:

@@ -8,7 +8,7 @@ from typing import Any
 from medkd import __version__
 from medkd.config import Config
 from medkd.distill.cohort import Cohort
-from medkd.distill.graph import Graph, Link
+from medkd.distill.graph import Graph, Link, Node
 from medkd.errors import TrackingError
 from medkd.networks.zoo import count_parameters
 from medkd.progress import warn
@@ -48,8 +48,6 @@ class CohortTracker:
         folder, uri = config.run_folder, tracking_uri(config)
         known = read_run_ids(folder, uri)
         run_ids = _open_runs(config, graph, table, known)
-        if run_ids != known:
-            write_run_ids(folder, uri, run_ids)
         self._sender = open_sender(config)
         self._parent = TrackedRun(run_ids[PARENT], self._sender)
         self._nested = {
@@ -59,8 +57,17 @@ class CohortTracker:
         try:
             for run in (self._parent, *self._nested.values()):
                 run.set_status("RUNNING")
-            if run_ids != known:
-                self._log_beginning(config, graph, cohort, table)
+            new = {name for name, run_id in run_ids.items() if known.get(name) != run_id}
+            if PARENT in new:
+                self._log_experiment(config, table)
+            for node in graph.nodes:
+                if node.name in new:
+                    self._log_network(
+                        config, graph, node, count_parameters(cohort.alone(node.name))
+                    )
+            if new:
+                # Only now: a run that is noted is never told of its beginning again.
+                write_run_ids(folder, uri, run_ids)
         except BaseException:
             self._sender.close()
             raise
@@ -72,9 +79,7 @@ class CohortTracker:
         """Id of the parent run."""
         return self._parent.run_id
 
-    def _log_beginning(
-        self, config: Config, graph: Graph, cohort: Cohort, table: TileTable
-    ) -> None:
+    def _log_experiment(self, config: Config, table: TileTable) -> None:
         content = config.resolved()
         tiles = table.tiles
         counts = {
@@ -86,20 +91,21 @@ class CohortTracker:
         for name in ("config.yaml", "method.yaml", "method.svg", "method.png"):
             self._parent.log_file(config.run_folder / name)
         self._parent.log_file(config.splits_file)
-        for node in graph.nodes:
-            links = [link for link in graph.links if link.learner == node.name]
-            self._nested[node.name].log_params(
-                {
-                    "role": node.role,
-                    "deployed": node.name in graph.deployed,
-                    "parameters": count_parameters(cohort.alone(node.name)),
-                    "learns_from": ", ".join(
-                        f"{target} ({_told(link)})" for link in links for target in link.targets
-                    )
-                    or ("labels alone" if node.supervised or node.frozen else "nothing"),
-                    **node_record(config, graph, node),
-                }
-            )
+
+    def _log_network(self, config: Config, graph: Graph, node: Node, parameters: int) -> None:
+        links = [link for link in graph.links if link.learner == node.name]
+        self._nested[node.name].log_params(
+            {
+                "role": node.role,
+                "deployed": node.name in graph.deployed,
+                "parameters": parameters,
+                "learns_from": ", ".join(
+                    f"{target} ({_told(link)})" for link in links for target in link.targets
+                )
+                or ("labels alone" if node.supervised or node.frozen else "nothing"),
+                **node_record(config, graph, node),
+            }
+        )
 
     def log_epoch(self, epoch: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Log one epoch: each network's curves to its own run, and all of them to the parent."""
