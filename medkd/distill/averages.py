@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -55,20 +58,66 @@ class WeightAverages(nn.Module):
     def update(self, networks: nn.ModuleDict, step: int) -> None:
         """average = decay average + (1 - decay) weights, decay at most 1 - 1 / (step + 1).
 
+        An average stays as it is after a step in which its source has a number that is not finite,
+        or it would never be finite again. Nothing waits for the device.
+
         Args:
             networks: the sources as they are now.
             step: number of the step that was done, from 0: after it an average with a warm start
                 is just its source.
         """
-        by_decay: dict[float, dict[int, tuple[Tensor, Tensor]]] = {}
-        for name, node in self._means.items():
-            decay = min(1 - 1 / (step + 1), node.decay) if node.warm_start else node.decay
-            pairs = by_decay.setdefault(decay, {})
-            average, source = self.networks[name], networks[node.sources[0]]
-            for mean, now in zip(average.parameters(), source.parameters(), strict=True):
-                pairs[id(mean)] = (mean, now)  # once, where networks share it
-            for copied, buffer in zip(average.buffers(), source.buffers(), strict=True):
-                copied.copy_(buffer)
-        for decay, pairs in by_decay.items():
-            means = [mean for mean, _ in pairs.values()]
-            torch._foreach_lerp_(means, [now for _, now in pairs.values()], 1 - decay)
+        means = {
+            name: min(1 - 1 / (step + 1), node.decay) if node.warm_start else node.decay
+            for name, node in self._means.items()
+        }
+        for decay in sorted(set(means.values())):
+            alike = [name for name, its_decay in means.items() if its_decay == decay]
+            self._update_alike(alike, networks, decay)
+
+    def _update_alike(self, names: Sequence[str], networks: nn.ModuleDict, decay: float) -> None:
+        """Means of one decay, together."""
+        averaged: dict[int, _Pair] = {}
+        copied: dict[int, _Pair] = {}
+        for name in names:
+            mean, source = self.networks[name], networks[self._means[name].sources[0]]
+            sound = is_finite(source)
+            for pairs, ours, theirs in (
+                (averaged, mean.parameters(), source.parameters()),
+                (copied, mean.buffers(), source.buffers()),
+            ):
+                for own, now in zip(ours, theirs, strict=True):
+                    # What networks share is there once, and sound if one of them is.
+                    before = pairs.get(id(own))
+                    either = sound if before is None else before.sound | sound
+                    pairs[id(own)] = _Pair(own, now, either)
+        if averaged:
+            torch._foreach_lerp_(
+                [pair.mean for pair in averaged.values()],
+                [pair.shown() for pair in averaged.values()],
+                1 - decay,
+            )
+        if copied:
+            torch._foreach_copy_(
+                [pair.mean for pair in copied.values()],
+                [pair.shown() for pair in copied.values()],
+            )
+
+
+class _Pair(NamedTuple):
+    """A tensor of a mean, the same of its source, and whether the source is sound."""
+
+    mean: Tensor
+    source: Tensor
+    sound: Tensor
+
+    def shown(self) -> Tensor:
+        """What the mean takes up: itself in place of a source that is not sound."""
+        return torch.where(self.sound, self.source, self.mean)
+
+
+def is_finite(module: nn.Module) -> Tensor:
+    """Whether all weights and buffers are finite numbers, bool, on the device."""
+    values = [*module.parameters(), *module.buffers()]
+    # The largest size of all: the one norm that does not overflow.
+    sizes = torch._foreach_norm([v for v in values if v.is_floating_point()], math.inf)
+    return torch.stack(sizes).isfinite().all()

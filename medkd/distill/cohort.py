@@ -1,24 +1,15 @@
-"""The one module that holds every node of a method and computes every loss of a step."""
+"""A method's nodes and the losses of a step: supervised ones, and those of links."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from medkd.distill.averages import WeightAverages
-from medkd.distill.ensembles import (
-    Attention,
-    ConcatenatedFeatures,
-    Gate,
-    Member,
-    finite,
-    mean_logits,
-    mean_probabilities,
-    shielded,
-)
+from medkd.distill.ensembles import finite
 from medkd.distill.fit import (
     check_fit,
     make_ensembles,
@@ -28,28 +19,15 @@ from medkd.distill.fit import (
     shared_count,
     stage_number,
 )
-from medkd.distill.graph import Graph, Link, Node
-from medkd.distill.layout import Group, grouped, needed_states, parts_of
+from medkd.distill.graph import Graph, Link
+from medkd.distill.layout import grouped, needed_states, parts_of
+from medkd.distill.nodes import Nodes, Seen, full
+from medkd.distill.one_node import OneNode
 from medkd.distill.ramp import Moment
 from medkd.distill.task import Task
 from medkd.errors import MethodError
-from medkd.networks.staged import Network, StagedNetwork, Tail, split_point
-
-
-class Seen(NamedTuple):
-    """What a node made of a batch.
-
-    Attributes:
-        logits: N x classes, at least float32.
-        alive: whether they are finite, bool, on the device.
-        pooled: N x channels; None where the node has none.
-        states: by stage number, the state before that stage; just those that are needed.
-    """
-
-    logits: Tensor
-    alive: Tensor
-    pooled: Tensor | None
-    states: dict[int, Tensor]
+from medkd.networks.heads import freeze_backbone
+from medkd.networks.staged import Network, StagedNetwork, Tail
 
 
 class Outputs(NamedTuple):
@@ -68,8 +46,8 @@ class Outputs(NamedTuple):
     alive: dict[str, Tensor]
 
 
-class Cohort(nn.Module):
-    """All nodes of a distillation graph.
+class Cohort(Nodes):
+    """All nodes of a distillation graph, and what they learn by.
 
     Args:
         graph: the expanded method.
@@ -85,7 +63,6 @@ class Cohort(nn.Module):
     """
 
     def __init__(self, graph: Graph, networks: Mapping[str, Network], task: Task) -> None:
-        super().__init__()
         wanted = {node.name for node in graph.nodes if node.is_network or node.role == "bridge"}
         if wanted != set(networks):
             raise MethodError(
@@ -93,31 +70,29 @@ class Cohort(nn.Module):
                 where=graph.method,
                 remedy="Give each of its networks and bridges one.",
             )
-        self.graph = graph
-        self.task = task
         parts = parts_of(graph, networks)
         check_fit(graph, parts, task)
         share_trunks(graph, parts)
-        self.nodes = nn.ModuleDict(parts)
-        self.ensembles = make_ensembles(graph, parts)
+        nodes = nn.ModuleDict(parts)
+        super().__init__(
+            graph,
+            nodes,
+            make_ensembles(graph, parts),
+            WeightAverages(graph, nodes),
+            grouped(graph, parts),
+            needed_states(graph, parts),
+        )
+        self.task = task
         self.projections = make_projections(graph, parts, task)
-        self.averages = WeightAverages(graph, self.nodes)
-        for node in graph.nodes:
-            if node.frozen:
-                self.nodes[node.name].requires_grad_(False)
-        self._groups = grouped(graph, parts)
-        self._needed_states = needed_states(graph, parts)
+        for name, part in parts.items():
+            freeze_backbone(part)
+            if graph.node(name).frozen:
+                part.requires_grad_(False)
         weights = torch.tensor([link.weight for link in graph.links], dtype=torch.float64)
         self.link_weights: Tensor
         self.register_buffer("link_weights", weights, persistent=False)
 
     # Training and its course.
-
-    def train(self, mode: bool = True) -> Cohort:
-        """As of any module; but what is frozen or an average stays in evaluation mode."""
-        super().train(mode)
-        self._hold()
-        return self
 
     def set_moment(self, moment: Moment) -> None:
         """Set the weights of links to what their ramps say."""
@@ -133,7 +108,11 @@ class Cohort(nn.Module):
         self.averages.update(self.nodes, step)
 
     def parameters_by_node(self) -> dict[str, list[nn.Parameter]]:
-        """Every parameter that can be trained, once, under the node (or trunk) that owns it."""
+        """Every parameter that can be trained, once, under the name of what owns it.
+
+        That is a node; or the trunk of a set, such as ``peer_trunk``; or, of ensembles that share
+        one module, their set. What projects features of a link is the learner's.
+        """
         found: dict[str, list[nn.Parameter]] = {}
         seen: set[int] = set()
 
@@ -153,13 +132,43 @@ class Cohort(nn.Module):
             if node.name in self.nodes:
                 add(node.name, self.nodes[node.name].parameters())
             if node.module is not None:
-                add(node.name, self.ensembles[node.module].parameters())
+                add(node.module, self.ensembles[node.module].parameters())
         for link in self.graph.links:
             for target in link.targets:
                 key = projection_key(link, target)
                 if key in self.projections:
                     add(link.learner, self.projections[key].parameters())
         return found
+
+    @torch.no_grad()
+    def drop_dead_gradients(self, alive: Mapping[str, Tensor]) -> None:
+        """Set the gradients of nodes that are not alive to zero; call it before clipping.
+
+        A dead node's terms are zero, but the gradients behind its numbers are not: 0 x NaN is NaN,
+        and a step would make good weights of a node with one bad batch NaN for ever. What several
+        nodes share keeps its gradient while one of them lives, to which the dead add nothing.
+        Nothing waits for the device.
+
+        An optimizer still steps on a gradient of zero: momentum runs out, and weights decay. To
+        leave that out without a wait would need an optimizer for each node, since the
+        ``found_inf`` of torch's fused ones stops all their groups together.
+
+        Args:
+            alive: as :class:`Outputs` has it; who is not named lives.
+        """
+        for owner, parameters in self.parameters_by_node().items():
+            users = [
+                node.name
+                for node in self.graph.nodes
+                if owner in (node.name, node.trunk, node.module)
+            ]
+            if not alive.keys() >= set(users):
+                continue
+            dead = ~torch.stack([alive[name] for name in users]).any()
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    # Not a product with zero: that keeps NaN.
+                    parameter.grad.masked_fill_(dead, 0)
 
     def own_modules(self) -> dict[str, nn.Module]:
         """What holds weights, by name: networks, bridges, averages, and ensembles that learn."""
@@ -175,8 +184,7 @@ class Cohort(nn.Module):
         """Run every node once; with labels, compute every loss.
 
         Args:
-            images: RGB in [0, 1], float N x 3 x H x W; or views x N x 3 x H x W, an augmentation
-                for each view of the graph.
+            images: as :meth:`~medkd.distill.nodes.Nodes.look` takes them.
             labels: as the task takes them, int64 N for classes.
         """
         seen = self.look(images, learning=labels is not None)
@@ -186,34 +194,6 @@ class Cohort(nn.Module):
             terms,
             {name: one.alive for name, one in seen.items()},
         )
-
-    def look(self, images: Tensor, *, learning: bool) -> dict[str, Seen]:
-        """What every node makes of the images; see :meth:`forward`.
-
-        Args:
-            images: as there.
-            learning: keep what the losses of links compare, too.
-        """
-        self._hold()
-        if images.ndim == 5 and len(images) != self.graph.views:
-            raise ValueError(f"{len(images)} views, and the method has {self.graph.views}")
-        views = images.unbind(0) if images.ndim == 5 else (images,)
-        seen: dict[str, Seen] = {}
-        for node in self.graph.nodes:
-            if node.name in seen:
-                continue
-            if node.name in self._groups:
-                seen |= self._run_group(self._groups[node.name], views, learning)
-            elif node.role == "bridge":
-                seen[node.name] = self._run_bridge(node, seen, learning)
-            else:
-                seen[node.name] = self._run_ensemble(node, seen, learning)
-        return seen
-
-    def look_again(self, seen: Mapping[str, Seen], name: str, images: Tensor) -> dict[str, Seen]:
-        """``seen`` with one network's view of the images renewed, after its update."""
-        views = images.unbind(0) if images.ndim == 5 else (images,)
-        return {**seen, **self._run_group(self._groups[name], views, learning=True)}
 
     def terms(
         self, seen: Mapping[str, Seen], labels: Tensor, learner: str | None = None
@@ -263,109 +243,10 @@ class Cohort(nn.Module):
             return seen.logits
         if place == "pooled":
             assert seen.pooled is not None
-            return _full(seen.pooled)
-        network = self._network(name)
+            return full(seen.pooled)
+        network = self.network(name)
         assert isinstance(network, StagedNetwork | Tail)
-        return _full(network.as_map(seen.states[stage_number(network, place) + 1]))
-
-    def _network(self, name: str) -> nn.Module:
-        return self.nodes[name] if name in self.nodes else self.averages[name]
-
-    def _run_group(
-        self, group: Group, views: tuple[Tensor, ...], learning: bool
-    ) -> dict[str, Seen]:
-        """Networks that share early stages: these run once, over all views that are wanted."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and group.with_gradient):
-            first = self._network(group.names[0])
-            if not isinstance(first, StagedNetwork):
-                return {group.names[0]: _seen(first(views[self._view(group.names[0], views)]))}
-            view_of = {name: self._view(name, views) for name in group.names}
-            shown = sorted(set(view_of.values()))
-            state = first.enter(
-                views[shown[0]] if len(shown) == 1 else torch.cat([views[v] for v in shown])
-            )
-            states = {0: state}
-            for number in range(group.shared_stages):
-                state = first.stages[number](state)
-                states[number + 1] = state
-            seen = {}
-            for name in group.names:
-                part, count = shown.index(view_of[name]), len(shown)
-                early = {
-                    number: value if count == 1 else value.chunk(count)[part]
-                    for number, value in states.items()
-                }
-                entered = early[group.shared_stages]
-                if learning and len(group.names) > 1:
-                    entered = shielded(entered)
-                seen[name] = self._finished(name, entered, early, learning)
-            return seen
-
-    def _run_bridge(self, node: Node, seen: Mapping[str, Seen], learning: bool) -> Seen:
-        source = self.nodes[node.sources[0]]
-        assert isinstance(source, StagedNetwork)
-        state = seen[node.sources[0]].states[split_point(source, node.from_stage)].detach()
-        return self._finished(node.name, state, {0: state}, learning)
-
-    def _finished(
-        self, name: str, state: Tensor, early: Mapping[int, Tensor], learning: bool
-    ) -> Seen:
-        """From a state, the last of the early ones, to logits."""
-        network = self._network(name)
-        assert isinstance(network, StagedNetwork | Tail)
-        states = dict(early)
-        for number in range(max(early), len(network.stages)):
-            state = network.stages[number](state)
-            states[number + 1] = state
-        pooled = network.pool(state)
-        to_predict, to_learn = self._needed_states[name]
-        needed = to_learn if learning else to_predict
-        kept = {number: value for number, value in states.items() if number in needed}
-        return _seen(network.classifier(pooled), pooled, kept)
-
-    def _run_ensemble(self, node: Node, seen: Mapping[str, Seen], learning: bool) -> Seen:
-        device = next(iter(seen.values())).logits.device.type
-        with torch.autocast(device, enabled=False):
-            members = [self._member(node, name, seen[name], learning) for name in node.sources]
-            combined = _seen(self._combined(node, members))
-            living = torch.stack([member.alive for member in members]).any()
-            return combined._replace(alive=combined.alive & living)
-
-    def _combined(self, node: Node, members: Sequence[Member]) -> Tensor:
-        """Logits of an ensemble, N x classes."""
-        if node.by == "mean logits":
-            return mean_logits(members)
-        if node.by == "mean probabilities":
-            return mean_probabilities(members)
-        module = self.ensembles[node.module or ""]
-        if isinstance(module, Attention):
-            return module(members, node.index)
-        assert isinstance(module, Gate | ConcatenatedFeatures)
-        return module(members)
-
-    def _member(self, node: Node, name: str, seen: Seen, learning: bool) -> Member:
-        shared = None
-        if node.by == "gate":
-            network = self.nodes[name]
-            assert isinstance(network, StagedNetwork)
-            count = shared_count(self.graph.node(name), network)
-            shared = _full(network.as_map(seen.states[count]))
-        pooled = None if seen.pooled is None else _full(seen.pooled)
-        if learning and node.module is not None:
-            shared, pooled = (None if x is None else shielded(x) for x in (shared, pooled))
-            return Member(shielded(seen.logits), pooled, shared, seen.alive)
-        return Member(seen.logits, pooled, shared, seen.alive)
-
-    def _view(self, name: str, views: tuple[Tensor, ...]) -> int:
-        """Number of the node's view; in evaluation there is but one."""
-        return self.graph.node(name).view if len(views) > 1 else 0
-
-    def _hold(self) -> None:
-        """Back to evaluation mode, whoever called ``train`` on whatever part of these."""
-        held = [self.nodes[node.name] for node in self.graph.nodes if node.frozen]
-        for module in (*held, self.averages):
-            if any(part.training for part in module.modules()):
-                module.eval()
+        return full(network.as_map(seen.states[stage_number(network, place) + 1]))
 
     # What ships.
 
@@ -378,43 +259,4 @@ class Cohort(nn.Module):
             return self.nodes[name]
         if name in self.averages:
             return self.averages[name]
-        return _OneNode(self, name)
-
-
-class _OneNode(nn.Module):
-    def __init__(self, cohort: Cohort, name: str) -> None:
-        super().__init__()
-        graph = cohort.graph.alone(name)
-        self.part = Cohort.__new__(Cohort)
-        nn.Module.__init__(self.part)
-        kept = {node.name for node in graph.nodes}
-        self.part.graph, self.part.task = graph, cohort.task
-        self.part.nodes = nn.ModuleDict({n: m for n, m in cohort.nodes.items() if n in kept})
-        modules = {node.module for node in graph.nodes}
-        self.part.ensembles = nn.ModuleDict(
-            {n: m for n, m in cohort.ensembles.items() if n in modules}
-        )
-        self.part.averages = cohort.averages.only(kept)
-        self.part._groups = {
-            n: group._replace(names=tuple(x for x in group.names if x in kept))
-            for n, group in cohort._groups.items()
-            if n in kept
-        }
-        self.part._needed_states = cohort._needed_states
-        self._name = name
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits, N x classes, of RGB images in [0, 1], float N x 3 x H x W."""
-        return self.part.look(images, learning=False)[self._name].logits
-
-
-def _seen(
-    logits: Tensor, pooled: Tensor | None = None, states: dict[int, Tensor] | None = None
-) -> Seen:
-    logits = _full(logits)
-    return Seen(logits, logits.isfinite().all(), pooled, states or {})
-
-
-def _full(values: Tensor) -> Tensor:
-    """At least float32."""
-    return values if values.dtype == torch.float64 else values.float()
+        return OneNode(self, name)

@@ -12,10 +12,18 @@ from medkd.distill.ensembles import Attention, ConcatenatedFeatures, Gate
 from medkd.distill.graph import Graph, Link, Node
 from medkd.distill.task import Task
 from medkd.errors import MethodError
+from medkd.networks.heads import is_head_only
 from medkd.networks.staged import Network, StagedNetwork, Tail, Trunk
+from medkd.networks.timm_models import PooledNetwork
 
 Part: TypeAlias = Network | Tail
 """What a node is made of: a whole network, or a bridge's late part of one."""
+
+Pooling: TypeAlias = StagedNetwork | Tail | PooledNetwork
+"""Parts that have pooled features."""
+
+LOOK_AT_POOLED = ("attention", "concatenated features")
+"""How ensembles combine that look at the pooled features of their members."""
 
 # Of both sides of a contrastive link (arXiv 1910.10699).
 _CONTRASTIVE_WIDTH = 128
@@ -75,13 +83,21 @@ def check_fit(graph: Graph, parts: Mapping[str, Part], task: Task) -> None:
             if place != "logits":
                 _check_place(graph, parts, link, name, place)
     for node in graph.nodes:
-        needs_stages = node.trunk is not None
-        if node.by in ("gate", "attention", "concatenated features"):
-            needs_stages = True
+        needed: tuple[type[nn.Module], ...] = (nn.Module,)
+        if node.trunk is not None or node.by == "gate":
+            needed = (StagedNetwork,)
+        elif node.by in LOOK_AT_POOLED:
+            needed = (StagedNetwork, PooledNetwork)
         for name in node.sources or (node.name,):
             part = parts.get(name)
-            if needs_stages and part is not None and not isinstance(part, StagedNetwork | Tail):
+            if part is not None and not isinstance(part, needed):
                 _refuse(node, f"'{name}' has no stages, and the method looks at them", _STAGED)
+        if node.trunk is not None and is_head_only(parts[node.name]):
+            _refuse(
+                node,
+                f"'{node.name}' shares stages with others, and trains its head alone",
+                "Leave 'train_only' out of its network, or share no stages.",
+            )
         if node.by == "attention":
             widths = {name: _part(graph, parts, name).pooled_channels for name in node.sources}
             if len(set(widths.values())) > 1:
@@ -174,9 +190,17 @@ def _check_place(
     if node.role == "ensemble":
         _refuse(link, f"'{name}' is an ensemble, it has logits alone", "Compare logits.")
     part = parts[name if name in parts else node.sources[0]]
-    if not isinstance(part, StagedNetwork | Tail):
+    if not isinstance(part, StagedNetwork | Tail) and not (
+        place == "pooled" and isinstance(part, PooledNetwork)
+    ):
         _refuse(link, f"'{name}' has no stages, and '{place}' is compared", _STAGED)
-    if place.startswith("stage"):
+    if name == link.learner and is_head_only(part):
+        _refuse(
+            link,
+            f"'{name}' trains its head alone, and '{place}' comes before it",
+            "Compare logits, or leave 'train_only' out of its network.",
+        )
+    if not isinstance(part, PooledNetwork) and place.startswith("stage"):
         number, count = int(place.split()[1]), len(part.stages)
         if not -count <= number < count:
             _refuse(
@@ -186,9 +210,9 @@ def _check_place(
             )
 
 
-def _part(graph: Graph, parts: Mapping[str, Part], name: str) -> StagedNetwork | Tail:
+def _part(graph: Graph, parts: Mapping[str, Part], name: str) -> Pooling:
     part = parts[name if name in parts else graph.node(name).sources[0]]
-    assert isinstance(part, StagedNetwork | Tail)
+    assert isinstance(part, Pooling)
     return part
 
 
@@ -196,11 +220,14 @@ def _channels(graph: Graph, parts: Mapping[str, Part], name: str, place: str) ->
     part = _part(graph, parts, name)
     if place == "pooled":
         return part.pooled_channels
+    assert not isinstance(part, PooledNetwork)
     return part.stage_channels[stage_number(part, place)]
 
 
-def _classes(part: StagedNetwork | Tail) -> int:
+def _classes(part: Pooling) -> int:
     """Logits that a classifier gives: whatever it is, it is asked."""
+    if isinstance(part, PooledNetwork):
+        return part.classes
     weight = next(part.classifier.parameters())
     training = part.classifier.training
     part.classifier.eval()

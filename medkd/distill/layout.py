@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
-from medkd.distill.fit import Part, shared_count, stage_number
+from medkd.distill.fit import LOOK_AT_POOLED, Part, shared_count, stage_number
 from medkd.distill.graph import Graph, Node
 from medkd.errors import ConfigError, MethodError
 from medkd.networks.staged import Network, StagedNetwork, split_point, tail
 
-Needs: TypeAlias = dict[str, tuple[frozenset[int], frozenset[int]]]
+
+class Needs(NamedTuple):
+    """What is looked at, of each network.
+
+    Attributes:
+        to_predict: before which stages its state, by its name.
+        to_learn: likewise, with what the losses of links compare.
+        pooled: names of those whose pooled features are.
+    """
+
+    to_predict: dict[str, frozenset[int]]
+    to_learn: dict[str, frozenset[int]]
+    pooled: frozenset[str]
 
 
 class Group(NamedTuple):
@@ -71,8 +83,9 @@ def grouped(graph: Graph, parts: Mapping[str, Part]) -> dict[str, Group]:
 
 
 def needed_states(graph: Graph, parts: Mapping[str, Part]) -> Needs:
-    """Of each network, before which stages its state is needed: to predict, and to learn."""
+    """What links, bridges and ensembles look at."""
     predict: dict[str, set[int]] = {node.name: set() for node in graph.nodes}
+    pooled: set[str] = set()
     for node in graph.nodes:
         if node.role == "bridge":
             source = parts[node.sources[0]]
@@ -83,6 +96,8 @@ def needed_states(graph: Graph, parts: Mapping[str, Part]) -> Needs:
                 network = parts[name]
                 assert isinstance(network, StagedNetwork)
                 predict[name].add(shared_count(graph.node(name), network))
+        elif node.by in LOOK_AT_POOLED:
+            pooled.update(node.sources)
     learn = {name: set(numbers) for name, numbers in predict.items()}
     for link in graph.links:
         ends = [(link.learner, link.learner_place)]
@@ -92,4 +107,10 @@ def needed_states(graph: Graph, parts: Mapping[str, Part]) -> Needs:
                 node = graph.node(name)
                 part = parts[name if name in parts else node.sources[0]]
                 learn[name].add(stage_number(part, place) + 1)
-    return {name: (frozenset(predict[name]), frozenset(learn[name])) for name in predict}
+            elif place == "pooled":
+                pooled.add(name)
+    return Needs(
+        {name: frozenset(numbers) for name, numbers in predict.items()},
+        {name: frozenset(numbers) for name, numbers in learn.items()},
+        frozenset(pooled),
+    )

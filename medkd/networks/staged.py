@@ -69,7 +69,8 @@ class StagedNetwork(nn.Module):
         pooled_channels: channels after ``pool``.
         to_map: makes N x C x h x w of a state that is none; left out where the state is a map.
 
-    ``spec`` is what the network was built from, if :func:`medkd.networks.zoo.build_network` did.
+    ``spec`` is what the network was built from, if :func:`medkd.networks.zoo.build_network` did;
+    ``head_only``: see :mod:`medkd.networks.heads`.
     """
 
     has_stages: ClassVar[bool] = True
@@ -96,6 +97,7 @@ class StagedNetwork(nn.Module):
         self.pooled_channels = pooled_channels
         self.to_map = nn.Identity() if to_map is None else to_map
         self.spec: NetworkSpec | None = None
+        self.head_only = False
         if not self.stages or len(self.stages) != len(self.stage_channels):
             raise ValueError(
                 f"{len(self.stages)} stages with {len(self.stage_channels)} stage_channels"
@@ -135,6 +137,7 @@ class WholeNetwork(nn.Module):
         self.adapter = adapter
         self.network = network
         self.spec: NetworkSpec | None = None
+        self.head_only = False
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, N x classes, of RGB images in [0, 1], float N x 3 x H x W."""

@@ -31,7 +31,12 @@ _STAGES = 4
 
 
 class PooledNetwork(WholeNetwork):
-    """A network of timm that cannot be taken apart, but for what its classifier sees."""
+    """A network of timm that cannot be taken apart, but for its head.
+
+    Args:
+        adapter: takes RGB in [0, 1], float N x 3 x H x W.
+        network: has timm's ``forward_features``, ``forward_head`` and ``get_classifier``.
+    """
 
     def __init__(self, adapter: InputAdapter, network: Any) -> None:
         super().__init__(adapter, network)
@@ -40,12 +45,31 @@ class PooledNetwork(WholeNetwork):
             getattr(network, "head_hidden_size", None) or network.num_features
         )
 
-    def pooled(self, images: Tensor) -> Tensor:
-        """What the classifier sees, N x pooled_channels, of RGB in [0, 1], N x 3 x H x W."""
+    @property
+    def classifier(self) -> nn.Module:
+        """The last layer."""
+        network: Any = self.network
+        classifier: nn.Module = network.get_classifier()
+        return classifier
+
+    @property
+    def classes(self) -> int:
+        """Number of logits."""
+        network: Any = self.network
+        return int(network.num_classes)
+
+    def logits_and_pooled(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits, and what the classifier sees, N x pooled_channels.
+
+        The layers run once and the head twice: not every head of timm is its pooled features and
+        then its classifier.
+
+        Args:
+            images: RGB in [0, 1], float N x 3 x H x W.
+        """
         network: Any = self.network
         features = network.forward_features(self.adapter(images))
-        pooled: Tensor = network.forward_head(features, pre_logits=True)
-        return pooled
+        return network.forward_head(features), network.forward_head(features, pre_logits=True)
 
 
 class _Tokens(nn.Module):

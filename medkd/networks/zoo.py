@@ -26,6 +26,7 @@ from medkd.networks import (
     vit,
     wide_resnet,
 )
+from medkd.networks.heads import train_head_only
 from medkd.networks.spec import NetworkSpec
 from medkd.networks.staged import Network, Tail, require_stages, split_point, tail
 
@@ -126,7 +127,7 @@ def build(spec: NetworkSpec, where: str = _PLACE) -> Network:
 
 def configured_network(config: NetworkConfig, *, classes: int, where: str) -> Network:
     """Build the network that a configuration asks for; see :func:`build_network`."""
-    return build_network(
+    network = build_network(
         config.network,
         classes=classes,
         width=config.width,
@@ -135,6 +136,9 @@ def configured_network(config: NetworkConfig, *, classes: int, where: str) -> Ne
         pretrained=config.pretrained,
         where=where,
     )
+    if config.train_only is not None:
+        train_head_only(network, where)
+    return network
 
 
 def fresh_tail(network: Network, from_stage: int, where: str = _PLACE) -> Tail:

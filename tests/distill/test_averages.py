@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from medkd.distill.averages import WeightAverages
 from medkd.distill.graph import expand
@@ -197,3 +197,57 @@ def test_means_come_back_from_a_checkpoint() -> None:
     torch.testing.assert_close(
         other.cohort(images).logits, one.cohort(images).logits, atol=1e-12, rtol=0
     )
+
+
+def broken(text_or_name: str, spoil: str, value: float) -> tuple[Made, dict[str, list[Tensor]]]:
+    """A cohort in which one number of a source is bad, and what its means held before."""
+    one = make(text_or_name, 2, make_student=toy, make_teacher=toy)
+    with torch.no_grad():
+        one.cohort.get_parameter(spoil).view(-1)[0] = value
+    names = one.cohort.averages.networks
+    return one, {n: [v.clone() for v in m.state_dict().values()] for n, m in names.items()}
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("step", [0, 1, 1000])
+def test_a_source_that_is_not_finite_leaves_its_mean_as_it_is(value: float, step: int) -> None:
+    one, before = broken(WARM, "nodes.student_1.stages.0.0.weight", value)
+    one.cohort.update_averages(step)
+    now = {n: list(m.state_dict().values()) for n, m in one.cohort.averages.networks.items()}
+    assert all(map(torch.equal, now["mean_1"], before["mean_1"]))
+    # That of the other one goes on.
+    decay = min(1 - 1 / (step + 1), 0.999)
+    source = one.cohort.nodes["student_0"].classifier.weight
+    was = before["mean_0"][-2]
+    assert was.shape == source.shape
+    found = one.cohort.averages["mean_0"].classifier.weight
+    torch.testing.assert_close(found, decay * was + (1 - decay) * source, atol=1e-12, rtol=0)
+
+
+def test_large_weights_are_finite() -> None:
+    """Their squares would not be: 1e200 in float64."""
+    one, _ = broken(COLD, "nodes.student_1.classifier.weight", 1e200)
+    one.cohort.update_averages(0)
+    assert one.cohort.averages["mean_1"].classifier.weight[0, 0].item() == pytest.approx(1e199)
+
+
+def test_statistics_that_are_not_finite_are_kept_out_too() -> None:
+    one, before = broken(WARM, "nodes.student_0.classifier.weight", 0.5)
+    one.cohort.nodes["student_0"].stem[1].running_var[0] = torch.inf
+    one.cohort.update_averages(1)
+    now = list(one.cohort.averages["mean_0"].state_dict().values())
+    assert all(map(torch.equal, now, before["mean_0"]))
+
+
+def test_the_common_stages_of_means_go_on_while_one_source_is_finite() -> None:
+    one, before = broken("pcl", "nodes.peer_1.classifier.weight", torch.nan)
+    trunk = one.cohort.averages["mean_0"].stem[0].weight
+    expected = (trunk.clone() + one.cohort.nodes["peer_0"].stem[0].weight) / 2
+    one.cohort.update_averages(1)
+    torch.testing.assert_close(trunk, expected.detach(), atol=1e-14, rtol=0)
+    late = one.cohort.averages["mean_1"].classifier
+    assert all(map(torch.equal, late.state_dict().values(), before["mean_1"][-2:]))
+    one, before = broken("pcl", "nodes.peer_0.stem.0.weight", torch.nan)
+    one.cohort.update_averages(1)
+    for name, values in before.items():
+        assert all(map(torch.equal, one.cohort.averages[name].state_dict().values(), values))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from medkd.distill.cohort import Cohort
+from medkd.distill.method import load_method
 from tests.distill.hand_made import METHODS, SHARED_TRUNK, Made, make, total, toy
 from tests.distill.test_formulas import gradients, paired, world_of
 from tests.distill.transcribed import TRANSCRIPTIONS
@@ -199,3 +200,95 @@ deploy: {ensemble: student}
         "student_0/feature_mse_on_pooled_from_teacher"
     ]
     check_the_living(made, [made.cohort.nodes["student_0"], broken])
+
+
+def broken_by(made: Made, victim: str) -> dict[str, Tensor]:
+    """One bad batch: numbers of ``victim`` are infinite, its weights good. Gradients, and alive."""
+    late = made.cohort.nodes[victim].stages[-1]
+    hook = late.register_forward_hook(lambda *args: args[-1] * torch.inf)
+    _, terms, alive = made.cohort(made.images, made.labels)
+    hook.remove()
+    made.cohort.zero_grad()
+    total(terms).backward()
+    return alive
+
+
+@pytest.mark.parametrize("method", ["kd_ml", "pcl", "okddip", "sokd"])
+def test_dead_gradients_are_dropped_and_the_others_kept(method: str) -> None:
+    made = made_of_toys(method, 2)
+    victim = f"{VICTIMS.get(method, 'student')}_1"
+    alive = broken_by(made, victim)
+    groups = made.cohort.parameters_by_node()
+    assert not all(p.grad.isfinite().all() for p in groups[victim])
+    before = {name: [p.grad.clone() for p in group] for name, group in groups.items()}
+    made.cohort.drop_dead_gradients(alive)
+    for name, group in groups.items():
+        for parameter, was in zip(group, before[name], strict=True):
+            if name == victim:
+                assert not parameter.grad.any(), name
+            else:
+                assert bool(was.isfinite().all()), name
+                assert torch.equal(parameter.grad, was), name
+    # The trunk learns from those who live.
+    if method in SHARED_TRUNK:
+        assert all(gradient.any() for gradient in before["peer_trunk"])
+
+
+def test_a_trunk_whose_members_are_all_dead_gets_no_gradient() -> None:
+    made = made_of_toys("one", 2)
+    kill(own(made.cohort, "branch_0") + own(made.cohort, "branch_1"))
+    _, terms, alive = made.cohort(made.images, made.labels)
+    total(terms).backward()
+    trunk = made.cohort.parameters_by_node()["branch_trunk"]
+    for parameter in trunk:
+        parameter.grad = torch.full_like(parameter, torch.nan)
+    made.cohort.drop_dead_gradients({**alive, "branch_0": torch.tensor(True)})
+    assert all(parameter.grad.isnan().all() for parameter in trunk)
+    made.cohort.drop_dead_gradients(alive)
+    assert not any(parameter.grad.any() for parameter in trunk)
+
+
+def test_a_mix_lives_while_one_of_its_members_does() -> None:
+    """The mixes of all peers are of one module."""
+    made = made_of_toys("okddip", 2)
+    total(made.cohort(made.images, made.labels).terms).backward()
+    module = made.cohort.parameters_by_node()["mix"]
+    was = [parameter.grad.clone() for parameter in module]
+    dead, living = torch.tensor(False), torch.tensor(True)
+    made.cohort.drop_dead_gradients({"mix_0": dead, "mix_1": living})
+    assert all(torch.equal(p.grad, w) for p, w in zip(module, was, strict=True))
+    made.cohort.drop_dead_gradients({"mix_0": dead})  # of the other one nothing is told
+    assert all(torch.equal(p.grad, w) for p, w in zip(module, was, strict=True))
+    made.cohort.drop_dead_gradients({"mix_0": dead, "mix_1": dead})
+    assert not any(parameter.grad.any() for parameter in module)
+
+
+def test_in_turn_the_dead_do_not_move() -> None:
+    """DML's algorithm 1: who is not alive has no gradient, and there is none at all of others."""
+    text = load_method("dml").text.replace("update: simultaneous", "update: alternating")
+    made = made_of_toys(text, 2)
+    cohort = made.cohort
+    with torch.no_grad():
+        cohort.nodes["student_1"].classifier.bias[0] = torch.inf
+    seen = cohort.look(made.images, learning=True)
+    own_terms = cohort.terms(seen, made.labels, learner="student_1")
+    total(own_terms).backward()
+    cohort.drop_dead_gradients({"student_1": seen["student_1"].alive})
+    groups = cohort.parameters_by_node()
+    assert not any(p.grad.any() for p in groups["student_1"])
+    assert all(p.grad is None for p in groups["student_0"])
+
+
+def test_a_bad_batch_does_not_end_a_network() -> None:
+    """After it, with its gradient dropped, it learns again."""
+    made = made_of_toys("kd_ml", 2)
+    parameters = [p for group in made.cohort.parameters_by_node().values() for p in group]
+    optimizer = torch.optim.AdamW(parameters, lr=0.01)
+    for _ in range(2):
+        alive = broken_by(made, "student_1")
+        made.cohort.drop_dead_gradients(alive)
+        optimizer.step()
+    outputs = made.cohort(made.images, made.labels)
+    assert all(outputs.alive.values())
+    total(outputs.terms).backward()
+    assert all(p.grad.isfinite().all() for p in parameters)

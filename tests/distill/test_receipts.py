@@ -134,7 +134,7 @@ TRAINED = {
     "pcl": {"peer_trunk", "peer_0", "peer_1", "all_peers"},
     "pcl_e": {"peer_trunk", "peer_0", "peer_1", "all_peers"},
     "one": {"branch_trunk", "branch_0", "branch_1", "gate"},
-    "okddip": {"peer_trunk", "peer_0", "peer_1", "leader", "mix_0"},
+    "okddip": {"peer_trunk", "peer_0", "peer_1", "leader", "mix"},
     "kdcl": {"teacher", "student_0", "student_1"},
     "learning_styles": {"teacher", "student_0", "student_1"},
 }
@@ -217,9 +217,7 @@ def test_the_optimizer_gets_every_parameter_that_learns_once(method: str) -> Non
         wanted = {
             owner
             for owner in parts
-            if owner.split()[0] == group
-            or (owner == "trunk" and group.endswith("_trunk"))
-            or (owner == "mix" and group == "mix_0")
+            if owner.split()[0] == group or (owner == "trunk" and group.endswith("_trunk"))
         }
         assert {id(p) for p in parameters} == {id(p) for o in wanted for p in parts[o]}
 

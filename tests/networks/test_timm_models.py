@@ -64,6 +64,9 @@ class Convolutional(nn.Module):
     def forward_features(self, images: Tensor) -> Tensor:
         return self.conv(images)
 
+    def get_classifier(self) -> nn.Module:
+        return self.classifier
+
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         pooled = self.hidden(features.mean((2, 3)))
         return pooled if pre_logits else self.classifier(pooled)
@@ -134,8 +137,12 @@ def test_a_convolutional_network_is_whole_but_for_its_classifier(fake_timm: list
     assert not network.has_stages
     images, normalised = images_and_normalised()
     assert torch.equal(network(images), original(normalised))
-    assert torch.equal(original.classifier(network.pooled(images)), network(images))
-    assert network.pooled(images).shape == (2, network.pooled_channels)
+    logits, pooled = network.logits_and_pooled(images)
+    assert torch.equal(logits, network(images))
+    assert torch.equal(original.classifier(pooled), logits)
+    assert pooled.shape == (2, network.pooled_channels)
+    assert network.classes == 3
+    assert network.classifier.weight.shape == (3, network.pooled_channels)
     assert network.adapter.input_px is None  # it takes any size
 
 
