@@ -14,6 +14,7 @@ from medkd.terminal import output_console, print_table
 
 if TYPE_CHECKING:
     from medkd.importers.problems import Problem
+    from medkd.importers.tile_set import TileSetSummary
 
 import_app = typer.Typer(
     no_args_is_help=True,
@@ -158,3 +159,143 @@ def slides(
     if slides_folder is None:
         print("Its paths are as in the slide table; --slides-folder finds the files.")
     _finish(summary.problems)
+
+
+RootArgument = Annotated[Path, typer.Argument(help="The data set's folder.", show_default=False)]
+OutOption = Annotated[Path, typer.Option("--out", help="Folder for the tables.")]
+CopyOption = Annotated[
+    bool, typer.Option("--copy", help="Copy the images too; otherwise they stay where they are.")
+]
+DecodeOption = Annotated[
+    bool,
+    typer.Option("--decode", help="Decode every image once, which finds files that were cut off."),
+]
+MppOption = Annotated[
+    float | None, typer.Option("--mpp", help="Resolution of the tiles, um/px.", min=0.01)
+]
+
+
+def _tell_tile_set(summary: TileSetSummary, out: Path) -> None:
+    from medkd.importers.tile_set import PROBLEMS_NAME
+
+    with_roles = any(role for role, _ in summary.counts)
+    print_table(
+        f"Tiles of {summary.size_px} px",
+        (*(("role",) if with_roles else ()), "label", "patients", "slides", "tiles"),
+        (
+            (*((role,) if with_roles else ()), label, *(f"{count:,}" for count in counts))
+            for (role, label), counts in summary.counts.items()
+        ),
+    )
+    print(f"Tables: {out / 'slides.csv'} and {out / 'tiles' / 'index.parquet'}")
+    if with_roles:
+        print(f"Split: {out / 'splits.parquet'}; 'medkd split' would draw another one.")
+    kept = " (it was there, and is left as it was)" if summary.config_kept else ""
+    print(f"Configuration: {summary.config}{kept}")
+    _finish(summary.problems, out / "tiles" / PROBLEMS_NAME)
+
+
+@import_app.command("tcga-tiles")
+def tcga_tiles(
+    root: RootArgument,
+    out: OutOption,
+    mpp: Annotated[
+        float, typer.Option("--mpp", help="Resolution of the tiles, um/px.", min=0.01)
+    ] = 0.5,
+    validation: Annotated[
+        float,
+        typer.Option(
+            "--validation", help="Share of the training patients that validate.", min=0, max=0.9
+        ),
+    ] = 0.2,
+    seed: Annotated[int, typer.Option("--seed", help="Draws them.", min=0)] = 0,
+    copy: CopyOption = False,
+    decode: DecodeOption = False,
+) -> None:
+    """The published MSI and MSS tiles of TCGA: folders CRC_DX_{TRAIN,TEST}_{MSIMUT,MSS}."""
+    from medkd.importers.tcga_tiles import import_tcga_tiles
+
+    summary = import_tcga_tiles(
+        root, out, mpp=mpp, copy=copy, decode=decode, validation=validation, seed=seed
+    )
+    _tell_tile_set(summary, out)
+
+
+@import_app.command("class-folders")
+def class_folders(
+    root: RootArgument,
+    out: OutOption,
+    patient: Annotated[
+        str | None,
+        typer.Option(
+            "--patient", help="Pattern of the patient in a file's name, such as '^([^_]+)_'."
+        ),
+    ] = None,
+    no_patients: Annotated[
+        bool, typer.Option("--no-patients", help="Nobody knows them: each image counts as one.")
+    ] = False,
+    slide: Annotated[
+        str | None,
+        typer.Option("--slide", help="Pattern of the slide; otherwise a patient is one slide."),
+    ] = None,
+    positive: Annotated[
+        str | None, typer.Option("--positive", help="The class that a probability speaks of.")
+    ] = None,
+    mpp: MppOption = None,
+    copy: CopyOption = False,
+    decode: DecodeOption = False,
+) -> None:
+    """A tile set with a folder for each class."""
+    from medkd.importers.class_folders import import_class_folders
+    from medkd.importers.names import compile_pattern
+
+    if (patient is None) != no_patients:
+        raise ConfigError(
+            "needs one of --patient and --no-patients",
+            where="medkd import class-folders",
+            remedy="Without patients, tiles of one may train and test the same network.",
+        )
+    summary = import_class_folders(
+        root,
+        out,
+        patient=None if patient is None else compile_pattern(patient, "--patient"),
+        slide=None if slide is None else compile_pattern(slide, "--slide"),
+        positive=positive,
+        mpp=mpp,
+        copy=copy,
+        decode=decode,
+    )
+    if no_patients:
+        print("Patients are not known: a split parts images, and says little about new patients.")
+    _tell_tile_set(summary, out)
+
+
+@import_app.command("tile-folders")
+def tile_folders(
+    root: RootArgument,
+    slides_table: Annotated[
+        Path, typer.Option("--slides", help="A slides.csv: patient and label of each slide.")
+    ],
+    out: OutOption,
+    positive: Annotated[
+        str, typer.Option("--positive", help="The class that a probability speaks of.")
+    ] = "MSI",
+    mpp: MppOption = None,
+    copy: CopyOption = False,
+    decode: DecodeOption = False,
+) -> None:
+    """Tiles named by slide and place, SLIDE_(x,y).jpg, in folders or not."""
+    from medkd.importers.tile_folders import import_tile_folders, read_slides_of_any_class
+
+    summary, unknown = import_tile_folders(
+        root,
+        read_slides_of_any_class(slides_table),
+        out,
+        positive=positive,
+        mpp=mpp,
+        copy=copy,
+        decode=decode,
+    )
+    if unknown:
+        print(f"Of slides that are not in {slides_table}: {unknown:,} tiles.")
+    _tell_tile_set(summary, out)
