@@ -9,13 +9,16 @@ from __future__ import annotations
 import importlib.util
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from medkd.progress import warn
 
 if TYPE_CHECKING:
     from medkd.tracking.runs import TrackedRun
+
+_Reader = Callable[[], dict[str, float]]
 
 
 class SystemMetrics:
@@ -40,13 +43,12 @@ class SystemMetrics:
         import psutil
 
         try:
-            monitors = _monitors()
+            readers = _readers()
             # What the processor did since the last look: the first one tells nothing.
             psutil.cpu_percent()
             while not self._stopped.wait(self._interval_s):
-                metrics = {**_read(monitors), **_gpu_memory()}
                 self._run.log_metrics(
-                    {f"system/{key}": value for key, value in metrics.items()},
+                    {f"system/{key}": value for read in readers for key, value in read().items()},
                     step=round(time.time() - self._began_ms / 1000),
                 )
         # The system's and the driver's libraries raise errors of their own; none may be silent.
@@ -54,42 +56,44 @@ class SystemMetrics:
             warn(f"system metrics end here: {error}")
 
 
-def _monitors() -> list[Any]:
+def _readers() -> list[_Reader]:
     from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
     from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
-    from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
     from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
-    monitors: list[Any] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
-    if _has_nvml():
-        monitors.append(GPUMonitor())
-    return monitors
+    monitors = (CPUMonitor(), DiskMonitor(), NetworkMonitor())
+    return [*(partial(_read, monitor) for monitor in monitors), _gpu_reader()]
 
 
-def _read(monitors: list[Any]) -> Mapping[str, float]:
-    metrics: dict[str, float] = {}
-    for monitor in monitors:
-        monitor.collect_metrics()
-        metrics.update(monitor.aggregate_metrics())
-        monitor.clear_metrics()
+def _gpu_reader() -> _Reader:
+    """Use, memory and power of every NVIDIA GPU; without NVIDIA's library the memory of one."""
+    import torch
+
+    if torch.cuda.is_available() and importlib.util.find_spec("pynvml") is not None:
+        from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+
+        try:
+            return partial(_read, GPUMonitor())
+        except RuntimeError as error:
+            warn(f"only the GPU's memory is among the system metrics: {error}")
+    return _gpu_memory
+
+
+def _read(monitor: Any) -> dict[str, float]:
+    monitor.collect_metrics()
+    metrics = dict(monitor.aggregate_metrics())
+    monitor.clear_metrics()
     return metrics
 
 
-def _has_nvml() -> bool:
-    """Whether NVIDIA's management library can be asked, for the use and power of every GPU."""
-    import torch
-
-    return torch.cuda.is_available() and importlib.util.find_spec("pynvml") is not None
-
-
 def _gpu_memory() -> dict[str, float]:
-    """Memory of the GPU that trains, in MLflow's names, where NVIDIA's library is not installed.
+    """Memory of the GPU that trains, under MLflow's names.
 
     Empty before training began to use it: looking at a GPU takes memory on it.
     """
     import torch
 
-    if _has_nvml() or not torch.cuda.is_initialized():
+    if not torch.cuda.is_initialized():
         return {}
     free_bytes, total_bytes = torch.cuda.mem_get_info()
     used_bytes = total_bytes - free_bytes

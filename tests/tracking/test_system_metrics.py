@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import psutil
 import pytest
+import torch
 
 from medkd.tracking.system_metrics import SystemMetrics
 
@@ -43,6 +45,32 @@ def test_the_machine_is_looked_at_until_the_end() -> None:
     assert 60 <= step <= 120
     time.sleep(0.5)
     assert len(run.told) == count
+
+
+def test_the_memory_of_a_gpu_is_told_once_training_uses_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "pynvml" else find_spec(name)
+    )
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (3_000_000_000, 4_000_000_000))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    run = Run()
+    system = SystemMetrics(run, 0, interval_s=0.05)
+    while not run.told:
+        time.sleep(0.01)
+    assert not [key for key in run.told[0][0] if "gpu" in key]
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    count = len(run.told)
+    while len(run.told) < count + 2:
+        time.sleep(0.01)
+    system.stop()
+    assert {key: value for key, value in run.told[-1][0].items() if "gpu" in key} == {
+        "system/gpu_0_memory_usage_megabytes": 1000.0,
+        "system/gpu_0_memory_usage_percentage": 25.0,
+    }
 
 
 def test_an_error_while_looking_is_told(
