@@ -54,9 +54,12 @@ def hold_backbone(network: nn.Module) -> None:
     if is_head_only(network):
         head = _head_of(network)
         assert head is not None
-        training = head.training
-        network.eval()
-        head.train(training)
+        kept = set(head.modules())
+        # Looked at first: a compiled forward must not be told anew what it knows.
+        if any(part.training for part in network.modules() if part not in kept):
+            training = head.training
+            network.eval()
+            head.train(training)
 
 
 def _head_of(network: nn.Module) -> nn.Module | None:
