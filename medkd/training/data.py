@@ -132,7 +132,8 @@ class ShareOfSteps(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         drawn = np.array(list(self._sampler), np.int64)
         steps = len(drawn) // self._step_tiles
-        shares = drawn[: steps * self._step_tiles].reshape(steps, self._ranks.count, -1)
+        own = self._step_tiles // self._ranks.count
+        shares = drawn[: steps * self._step_tiles].reshape(steps, self._ranks.count, own)
         return iter(shares[:, self._ranks.rank].ravel().tolist())
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,48 +13,51 @@ from torch.utils.checkpoint import checkpoint
 from medkd.distill.cohort import Cohort
 from medkd.networks.staged import StagedNetwork, Tail
 
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
 
 def recompute_stages(cohort: Cohort) -> None:
-    """Let every stage of every trained network be run again instead of remembered.
+    """Let the stem and every stage of trained networks be run again instead of remembered.
 
     Gradients and buffers stay what they were, bit for bit: what is drawn at random is drawn again
     the same, and batch norm counts the first run only.
     """
-    # Networks may share stages.
-    stages = {
-        id(stage): stage
-        for node in cohort.nodes.values()
-        if isinstance(node, StagedNetwork | Tail)
-        for stage in node.stages
-    }
-    for stage in stages.values():
-        if any(parameter.requires_grad for parameter in stage.parameters()):
-            stage.forward = partial(_recomputed, stage, stage.forward)
+    done: set[int] = set()
+    for node in cohort.nodes.values():
+        if not isinstance(node, StagedNetwork | Tail):
+            continue
+        if isinstance(node, StagedNetwork):
+            node.enter = partial(_recomputed, node.stem, node.enter)  # type: ignore[method-assign]
+        for stage in node.stages:
+            if id(stage) not in done:  # networks may share stages
+                stage.forward = partial(_recomputed, stage, stage.forward)
+                done.add(id(stage))
 
 
-def _recomputed(stage: nn.Module, forward: Any, state: Tensor) -> Tensor:
-    if not (stage.training and torch.is_grad_enabled()):
+def _recomputed(module: nn.Module, forward: Callable[[Tensor], Tensor], state: Tensor) -> Tensor:
+    is_trained = any(parameter.requires_grad for parameter in module.parameters())
+    if not (is_trained and module.training and torch.is_grad_enabled()):
         return forward(state)
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _statistics_kept(stage)
+        return nullcontext(), _statistics_kept(module)
 
     return checkpoint(forward, state, use_reentrant=False, context_fn=contexts)
 
 
 @contextmanager
-def _statistics_kept(stage: nn.Module) -> Iterator[None]:
-    norms = [
-        module
-        for module in stage.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+def _statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Within, batch norm writes its statistics to copies."""
+    own = [
+        (norm, name, norm._buffers[name])
+        for norm in module.modules()
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm)
+        for name in _STATISTICS
     ]
-    # In training batch norm normalises by the batch; these just say that it counts it, too.
-    counting = [norm for norm in norms if norm.training]
-    for norm in counting:
-        norm.track_running_stats = False
+    for norm, name, buffer in own:
+        norm._buffers[name] = None if buffer is None else buffer.clone()
     try:
         yield
     finally:
-        for norm in counting:
-            norm.track_running_stats = True
+        for norm, name, buffer in own:
+            norm._buffers[name] = buffer
