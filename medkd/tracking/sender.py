@@ -55,7 +55,7 @@ class Sender:
         self._uri, self._outbox, self._longest_pause_s = uri, outbox, longest_pause_s
         self._client: MlflowClient | None = None
         self._wake = threading.Event()
-        self._closing = False
+        self._closing = self._abandoned = False
         self._is_away = False
         self._refused: set[int] = set()
         self._refused_runs: set[str] = set()
@@ -90,6 +90,8 @@ class Sender:
             if time.monotonic() - self._moved_on > allowed_s:
                 break
             self._thread.join(0.05)
+        # A request may still be under way; the thread ends when that does.
+        self._abandoned = True
         self._outbox.close()
         waiting = self._outbox.waiting(but=self._refused)
         if waiting:
@@ -103,7 +105,7 @@ class Sender:
 
     def _run(self) -> None:
         pause_s = 1.0
-        while True:
+        while not self._abandoned:
             self._wake.clear()
             entries = self._outbox.waiting(but=self._refused, most=_ENTRIES_PER_ROUND)
             if entries:
@@ -140,6 +142,8 @@ class Sender:
             Exception: whatever the store raises while it is away.
         """
         run_id = entries[0].run_id
+        if self._abandoned:
+            return
         if run_id in self._refused_runs:
             self._refused.update(entry.number for entry in entries)
             return

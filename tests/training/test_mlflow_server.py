@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -231,6 +232,36 @@ def test_what_a_killed_process_had_logged_is_sent_by_the_next_one(
     assert curve(client, run_id, "loss") == [(step, step / 3) for step in range(51)]
     assert curve(client, run_id, "auroc") == [(step, 1.0) for step in range(50)]
     assert client.get_run(run_id).data.params == {"learning_rate": "0.1"}
+    assert not path.exists()
+
+
+def test_a_request_that_outlives_its_sender_disturbs_no_one(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, run_id = new_run(server, "outlived")
+    path = tmp_path / OUTBOX_FILE
+    asked = threading.Event()
+    log_batch = mlflow.MlflowClient.log_batch
+
+    def asking(*arguments: object, **named: object) -> None:
+        asked.set()
+        log_batch(*arguments, **named)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", asking)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+    server.freeze()
+    sender = Sender(server.uri, Outbox(path))
+    for step in range(5):
+        TrackedRun(run_id, sender).log_metrics({"loss": step}, step)
+    assert asked.wait(60)
+    sender.close(patience_s=0.1)
+    assert {entry.content["step"] for entry in Outbox(path).waiting()} == set(range(5))
+    server.thaw()
+    second = Sender(server.uri, Outbox(path))
+    TrackedRun(run_id, second).log_metrics({"loss": 5}, 5)
+    second.close(patience_s=60)
+    wait_until(lambda: all(thread.name != "mlflow-sender" for thread in threading.enumerate()))
+    assert curve(client, run_id, "loss") == [(step, step) for step in range(6)]
     assert not path.exists()
 
 
