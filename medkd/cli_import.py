@@ -13,6 +13,7 @@ from medkd.errors import ConfigError
 from medkd.terminal import output_console, print_table
 
 if TYPE_CHECKING:
+    from medkd.importers.box_table import BoxSummary
     from medkd.importers.problems import Problem
     from medkd.importers.tile_set import TileSetSummary
 
@@ -299,3 +300,75 @@ def tile_folders(
     if unknown:
         print(f"Of slides that are not in {slides_table}: {unknown:,} tiles.")
     _tell_tile_set(summary, out)
+
+
+PathPatientOption = Annotated[
+    str | None, typer.Option("--patient", help="Pattern of the patient in an image's path.")
+]
+SequenceOption = Annotated[
+    str | None,
+    typer.Option("--sequence", help="Pattern of the video or sequence in an image's path."),
+]
+
+
+def _tell_boxes(summary: BoxSummary, out: Path) -> None:
+    from medkd.importers.box_table import PROBLEMS_NAME, TABLE_NAME
+
+    print_table(
+        "Boxes", ("label", "boxes"), ((name, f"{n:,}") for name, n in summary.boxes.items())
+    )
+    print(f"{summary.images:,} images, {summary.without_boxes:,} of them without a box.")
+    for word, count in (("Patients", summary.patients), ("Sequences", summary.sequences)):
+        print(f"{word}: {'not known' if count is None else f'{count:,}'}.")
+    print(f"Table: {out / TABLE_NAME}")
+    _finish(summary.problems, out / PROBLEMS_NAME)
+
+
+@import_app.command("kvasir")
+def kvasir(
+    root: RootArgument,
+    out: OutOption,
+    negatives: Annotated[
+        Path | None, typer.Option("--negatives", help="A folder of frames without a polyp.")
+    ] = None,
+    decode: DecodeOption = False,
+) -> None:
+    """Kvasir-SEG: polyps with masks and kavsir_bboxes.json."""
+    from medkd.importers.box_table import BoxOptions
+    from medkd.importers.kvasir import import_kvasir
+
+    _tell_boxes(
+        import_kvasir(root, out, negatives=negatives, options=BoxOptions(decode=decode)), out
+    )
+
+
+@import_app.command("coco")
+def coco(
+    annotations: Annotated[Path, typer.Argument(help="The JSON file.", show_default=False)],
+    images: Annotated[Path, typer.Option("--images", help="The folder of the images.")],
+    out: OutOption,
+    patient: PathPatientOption = None,
+    sequence: SequenceOption = None,
+    decode: DecodeOption = False,
+) -> None:
+    """Boxes in the format of COCO: a JSON file and a folder of images."""
+    from medkd.importers.box_table import BoxOptions
+    from medkd.importers.coco import import_coco
+
+    options = BoxOptions(patient, sequence, decode)
+    _tell_boxes(import_coco(annotations, images, out, options=options), out)
+
+
+@import_app.command("yolo")
+def yolo(
+    data: Annotated[Path, typer.Argument(help="The YAML file (data.yaml).", show_default=False)],
+    out: OutOption,
+    patient: PathPatientOption = None,
+    sequence: SequenceOption = None,
+    decode: DecodeOption = False,
+) -> None:
+    """Boxes in the format of YOLO: a text file for each image, and data.yaml."""
+    from medkd.importers.box_table import BoxOptions
+    from medkd.importers.yolo import import_yolo
+
+    _tell_boxes(import_yolo(data, out, options=BoxOptions(patient, sequence, decode)), out)
