@@ -79,7 +79,7 @@ that teaches no one. In the authors' code neither target is detached. Here the m
 nothing else would train their attention (and so the gradient also reaches the peers that are
 mixed); that the leader's target is detached is ours, and so is mixing logits, not probabilities.
 The authors count the leader among their branches; here it is one more network than
-`train.students` says.
+`train.students` says. For the networks of its tables see `pcl`.
 """,
     "pcl": """
 Two teachers that cost nothing to deploy: the peers' ensemble, and the running mean of each peer,
@@ -87,6 +87,14 @@ from which the others learn. T, decay and ramp are the paper's, and so are views
 Ours: a mean sees the view of the peer that it averages and runs in evaluation mode, batch norm in
 the common stages sees all views together, and the ramp is a share (80 of 300 epochs), so that a
 shorter training has it all.
+
+To set a run beside the paper's figures, mind the networks. It reports ResNet-110, DenseNet-40-12
+and WRN-20-8; the code of OKDDip, which papers on online distillation follow, does not mean by these
+what first had the names, and of wide ResNets there is none of 20 layers. Here those variants are
+`cifar-resnet110-bottleneck`, `densenet-bc-40-12` and `wrn-20-8` ([networks.md](networks.md)). That
+the paper has the same ones we suppose. A peer's own part is the last stage and the classifier, as
+in the paper; in networks that know no such word (VGG-16, DenseNet) the last stage begins with the
+last max-pool between convolutions, or the last transition: ours.
 """,
     "pcl_e": """
 Trained just as `pcl`; it ships the ensemble, which costs the common stages once and the last
