@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from medkd.config import Config
@@ -44,8 +45,8 @@ def store_errors(uri: str) -> Iterator[None]:
 
 def told(error: Exception) -> str:
     """An error of the store in one line; of a database its own words, without the statement."""
-    words = " ".join(str(getattr(error, "orig", None) or error).split())
-    return words.partition(" [SQL:")[0][:300]
+    words = str(getattr(error, "orig", None) or error).partition("[SQL:")[0]
+    return shorten(words, 300, placeholder=" ...")
 
 
 def new_client(uri: str) -> MlflowClient:
