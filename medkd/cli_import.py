@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from medkd.cli_import_summary import finish, tell_array, tell_boxes, tell_tile_set
 from medkd.errors import ConfigError
 from medkd.terminal import output_console, print_table
-
-if TYPE_CHECKING:
-    from medkd.importers.box_table import BoxSummary
-    from medkd.importers.problems import Problem
-    from medkd.importers.tile_set import TileSetSummary
 
 import_app = typer.Typer(
     no_args_is_help=True,
     help="Bring data sets as others publish them into the project's tables.",
 )
-
-# More lines than fit on a screen tell no more; all of them are in a file.
-_PROBLEMS_SHOWN = 20
 
 PatientColumn = Annotated[
     str | None,
@@ -44,17 +36,6 @@ def _pairs(texts: Iterable[str], option: str) -> dict[str, str]:
             )
         pairs[word] = label
     return pairs
-
-
-def _finish(problems: Sequence[Problem], report: Path | None = None) -> None:
-    """Print what was left out, and end with status 1 where anything was."""
-    for problem in problems[:_PROBLEMS_SHOWN]:
-        print(f"left out: {problem}", file=sys.stderr)
-    rest = len(problems) - _PROBLEMS_SHOWN
-    if rest > 0:
-        print(f"left out: {rest:,} more." + (f" All: {report}" if report else ""), file=sys.stderr)
-    if problems:
-        raise typer.Exit(1)
 
 
 @import_app.command("labels")
@@ -99,7 +80,7 @@ def labels(
     print_label_report(report, output_console())
     print(f"Labels: {out / LABELS_NAME}")
     print(f"Report: {out / TEXT_NAME}; every patient: {out / TABLE_NAME}")
-    _finish(report.problems, out / TABLE_NAME)
+    finish(report.problems, out / TABLE_NAME)
 
 
 @import_app.command("slides")
@@ -159,7 +140,7 @@ def slides(
     print(f"Table: {out}")
     if slides_folder is None:
         print("Its paths are as in the slide table; --slides-folder finds the files.")
-    _finish(summary.problems)
+    finish(summary.problems)
 
 
 RootArgument = Annotated[Path, typer.Argument(help="The data set's folder.", show_default=False)]
@@ -176,33 +157,11 @@ MppOption = Annotated[
 ]
 
 
-def _tell_tile_set(summary: TileSetSummary, out: Path) -> None:
-    from medkd.importers.tile_set import PROBLEMS_NAME
-
-    with_roles = any(role for role, _ in summary.counts)
-    print_table(
-        f"Tiles of {summary.size_px} px",
-        (*(("role",) if with_roles else ()), "label", "patients", "slides", "tiles"),
-        (
-            (*((role,) if with_roles else ()), label, *(f"{count:,}" for count in counts))
-            for (role, label), counts in summary.counts.items()
-        ),
-    )
-    print(f"Tables: {out / 'slides.csv'} and {out / 'tiles' / 'index.parquet'}")
-    if with_roles:
-        print(f"Split: {out / 'splits.parquet'}; 'medkd split' would draw another one.")
-    kept = " (it was there, and is left as it was)" if summary.config_kept else ""
-    print(f"Configuration: {summary.config}{kept}")
-    _finish(summary.problems, out / "tiles" / PROBLEMS_NAME)
-
-
 @import_app.command("tcga-tiles")
 def tcga_tiles(
     root: RootArgument,
     out: OutOption,
-    mpp: Annotated[
-        float, typer.Option("--mpp", help="Resolution of the tiles, um/px.", min=0.01)
-    ] = 0.5,
+    mpp: MppOption = None,
     validation: Annotated[
         float,
         typer.Option(
@@ -214,12 +173,18 @@ def tcga_tiles(
     decode: DecodeOption = False,
 ) -> None:
     """The published MSI and MSS tiles of TCGA: folders CRC_DX_{TRAIN,TEST}_{MSIMUT,MSS}."""
-    from medkd.importers.tcga_tiles import import_tcga_tiles
+    from medkd.importers.tcga_tiles import PUBLISHED_MPP, import_tcga_tiles
 
     summary = import_tcga_tiles(
-        root, out, mpp=mpp, copy=copy, decode=decode, validation=validation, seed=seed
+        root,
+        out,
+        mpp=mpp or PUBLISHED_MPP,
+        copy=copy,
+        decode=decode,
+        validation=validation,
+        seed=seed,
     )
-    _tell_tile_set(summary, out)
+    tell_tile_set(summary, out)
 
 
 @import_app.command("class-folders")
@@ -268,7 +233,7 @@ def class_folders(
     )
     if no_patients:
         print("Patients are not known: a split parts images, and says little about new patients.")
-    _tell_tile_set(summary, out)
+    tell_tile_set(summary, out)
 
 
 @import_app.command("tile-folders")
@@ -299,7 +264,7 @@ def tile_folders(
     )
     if unknown:
         print(f"Of slides that are not in {slides_table}: {unknown:,} tiles.")
-    _tell_tile_set(summary, out)
+    tell_tile_set(summary, out)
 
 
 PathPatientOption = Annotated[
@@ -309,19 +274,6 @@ SequenceOption = Annotated[
     str | None,
     typer.Option("--sequence", help="Pattern of the video or sequence in an image's path."),
 ]
-
-
-def _tell_boxes(summary: BoxSummary, out: Path) -> None:
-    from medkd.importers.box_table import PROBLEMS_NAME, TABLE_NAME
-
-    print_table(
-        "Boxes", ("label", "boxes"), ((name, f"{n:,}") for name, n in summary.boxes.items())
-    )
-    print(f"{summary.images:,} images, {summary.without_boxes:,} of them without a box.")
-    for word, count in (("Patients", summary.patients), ("Sequences", summary.sequences)):
-        print(f"{word}: {'not known' if count is None else f'{count:,}'}.")
-    print(f"Table: {out / TABLE_NAME}")
-    _finish(summary.problems, out / PROBLEMS_NAME)
 
 
 @import_app.command("kvasir")
@@ -337,7 +289,7 @@ def kvasir(
     from medkd.importers.box_table import BoxOptions
     from medkd.importers.kvasir import import_kvasir
 
-    _tell_boxes(
+    tell_boxes(
         import_kvasir(root, out, negatives=negatives, options=BoxOptions(decode=decode)), out
     )
 
@@ -356,7 +308,7 @@ def coco(
     from medkd.importers.coco import import_coco
 
     options = BoxOptions(patient, sequence, decode)
-    _tell_boxes(import_coco(annotations, images, out, options=options), out)
+    tell_boxes(import_coco(annotations, images, out, options=options), out)
 
 
 @import_app.command("yolo")
@@ -371,4 +323,34 @@ def yolo(
     from medkd.importers.box_table import BoxOptions
     from medkd.importers.yolo import import_yolo
 
-    _tell_boxes(import_yolo(data, out, options=BoxOptions(patient, sequence, decode)), out)
+    tell_boxes(import_yolo(data, out, options=BoxOptions(patient, sequence, decode)), out)
+
+
+@import_app.command("cifar")
+def cifar(
+    path: Annotated[
+        Path,
+        typer.Argument(help="The folder of the binary form, or a parquet.", show_default=False),
+    ],
+    out: OutOption,
+) -> None:
+    """CIFAR-10 or CIFAR-100, as one array."""
+    from medkd.importers.cifar import import_cifar
+
+    tell_array(import_cifar(path, out), out)
+
+
+@import_app.command("medmnist")
+def medmnist(
+    path: Annotated[Path, typer.Argument(help="The .npz file.", show_default=False)],
+    out: OutOption,
+    classes: Annotated[
+        str | None,
+        typer.Option("--classes", help="Names in the order of their numbers: ADI,BACK,DEB ..."),
+    ] = None,
+) -> None:
+    """A data set of MedMNIST, as one array."""
+    from medkd.importers.medmnist import import_medmnist
+
+    names = [name.strip() for name in classes.split(",")] if classes else []
+    tell_array(import_medmnist(path, out, classes=names), out)
