@@ -39,6 +39,10 @@ METHODS = (
 )
 SHARED_TRUNK = ("pcl", "pcl_e", "one", "okddip")
 NEED_TWO = ("kd_ml", "dml", "dml_e", "cml", "pcl", "pcl_e", "learning_styles")
+NUMBERS = [(m, k) for m in METHODS for k in (1, 2, 3, 5) if k > 1 or m not in NEED_TWO]
+"""Every method with every number of students that it allows; the others: test_bad_methods.py."""
+MIXED = [(m, k) for m, k in NUMBERS if m not in SHARED_TRUNK]
+"""Those whose students may be of different kinds; the others: test_fit.py."""
 
 
 def student() -> StagedNetwork:
@@ -76,6 +80,12 @@ def toy(channels: int = 4, classes: int = CLASSES, stages: int = 3) -> StagedNet
         stage_channels=[channels] * stages,
         pooled_channels=channels,
     )
+
+
+def mixed(students: int) -> list[Network]:
+    """A ResNet, a DenseNet, an EfficientNet, and again; a single one is an EfficientNet."""
+    names = ("resnet10", "densenet121", "efficientnet-b0") if students > 1 else ("efficientnet-b0",)
+    return [build_network(names[k % len(names)], classes=CLASSES) for k in range(students)]
 
 
 def whole(classes: int = CLASSES) -> WholeNetwork:

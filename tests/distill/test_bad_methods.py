@@ -414,7 +414,7 @@ REFUSED_FOR_ONE = {
     "cml": "cml.yaml:12: the link from 'student' to 'student' needs at least two students",
     "pcl": "pcl.yaml:14: the link from 'mean' to 'peer' needs at least two students",
     "pcl_e": "pcl_e.yaml:12: the link from 'mean' to 'peer' needs at least two students",
-    "learning_styles": "learning_styles.yaml:13: there is no 'student_1' among one student",
+    "learning_styles": "learning_styles.yaml:14: there is no 'student_1' among one student",
 }
 
 

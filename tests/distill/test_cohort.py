@@ -12,17 +12,15 @@ from medkd.distill.cohort import Cohort
 from medkd.distill.graph import expand
 from medkd.distill.method import load_method
 from medkd.errors import MethodError
-from medkd.networks.staged import Network
-from medkd.networks.zoo import build_network
 from medkd.tasks.classification import Classification
 from tests.distill.hand_made import (
-    CLASSES,
     METHODS,
-    NEED_TWO,
-    SHARED_TRUNK,
+    MIXED,
+    NUMBERS,
     Made,
     batch,
     make,
+    mixed,
     networks_for,
     steps,
     student,
@@ -163,10 +161,6 @@ def test_a_supervised_weight_scales_its_term() -> None:
 # K.
 
 
-# One student alone is refused where there must be peers: see test_graph.py.
-NUMBERS = [(m, k) for m in METHODS for k in (1, 2, 3, 5) if k > 1 or m not in NEED_TWO]
-
-
 @pytest.mark.parametrize(("method", "students"), NUMBERS)
 def test_three_steps_with_students_of_a_kind(method: str, students: int) -> None:
     made = make(method, students)
@@ -176,16 +170,14 @@ def test_three_steps_with_students_of_a_kind(method: str, students: int) -> None
     assert losses[2] < losses[0]
 
 
-def mixed() -> list[Network]:
-    names = ("resnet10", "densenet121", "efficientnet-b0")
-    return [build_network(name, classes=CLASSES) for name in names]
-
-
-@pytest.mark.parametrize("method", sorted(set(METHODS) - set(SHARED_TRUNK)))
-def test_three_steps_with_mixed_students(method: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "students"),
+    [(m, k) if k == 3 else pytest.param(m, k, marks=pytest.mark.slow) for m, k in MIXED],
+)
+def test_three_steps_with_mixed_students(method: str, students: int) -> None:
     torch.manual_seed(0)
-    graph = expand(load_method(method), 3)
-    networks = networks_for(method, 3, mixed=mixed())
+    graph = expand(load_method(method), students)
+    networks = networks_for(method, students, mixed=mixed(students))
     cohort = Cohort(graph, networks, Classification()).train()
     images, labels = batch(graph.views)
     before = copy.deepcopy(cohort.parameters_by_node())

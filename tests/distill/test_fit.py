@@ -15,10 +15,12 @@ from medkd.networks.staged import Network, StagedNetwork
 from medkd.tasks.classification import Classification
 from tests.distill import naive
 from tests.distill.hand_made import (
+    SHARED_TRUNK,
     Made,
     batch,
     make,
     method_of,
+    mixed,
     networks_for,
     steps,
     student,
@@ -176,6 +178,19 @@ MISFITS: list[tuple[str, dict[str, Network], str]] = [
 def test_a_misfit_names_the_line(method: str, others: dict[str, Network], message: str) -> None:
     told = refused(method, of_toys(method, **others))
     assert told.startswith(message), told
+
+
+@pytest.mark.parametrize("students", [2, 3, 5])
+@pytest.mark.parametrize("method", SHARED_TRUNK)
+def test_mixed_students_cannot_share_stages(method: str, students: int) -> None:
+    """A ResNet and a DenseNet have no early stages in common: told, not trained without."""
+    networks = networks_for(method, students, mixed=mixed(students))
+    told = refused(method, networks, students)
+    if method == "okddip":  # which compares their pooled features before it looks at stages
+        assert "attention compares pooled features of one width, and they have: peer_0" in told
+        return
+    peer = "branch" if method == "one" else "peer"
+    assert f"the early stages of '{peer}_1' are not like those of '{peer}_0'. Networks that" in told
 
 
 def test_a_loss_that_the_task_does_not_have() -> None:
