@@ -219,7 +219,7 @@ def test_two_processes_train_one_cohort(cohort: SlideCohort) -> None:
     assert (first["value_x"] - first["value_y"]).abs().max() < 0.1
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_process_that_dies_ends_the_run_and_one_goes_on(cohort: SlideCohort, rank: int) -> None:
     process = train(cohort, "train.devices=2", "train.epochs=30", "train.save_steps=3")
     last = cohort.config.run_folder / "checkpoints" / "last.pt"
@@ -251,6 +251,7 @@ def test_a_process_that_dies_ends_the_run_and_one_goes_on(cohort: SlideCohort, r
         assert all(value.isfinite().all() for value in load_file(path).values())
 
 
+@pytest.mark.slow
 def test_a_signal_stops_all_processes_at_one_step(cohort: SlideCohort) -> None:
     process = train(cohort, "train.devices=2", "train.epochs=30", "train.save_steps=7")
     last = cohort.config.run_folder / "checkpoints" / "last.pt"
@@ -276,8 +277,7 @@ def test_what_cannot_be_divided_is_told(
     with pytest.raises(TrainingError, match="is 2, and 1 process were started"):
         run_train_stage(cohort.variant("train.devices=2"), cohort.rows)
     (cohort.folder / "alternating.yaml").write_text(
-        (Path(sys.modules["medkd.distill"].__path__[0]) / "methods" / "dml.yaml").read_text()
-        + "update: alternating\n"
+        load_method("dml").text.replace("\nupdate: simultaneous", "\nupdate: alternating")
     )
     with pytest.raises(TrainingError) as error:
         run_train_stage(

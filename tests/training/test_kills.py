@@ -20,7 +20,7 @@ from tests.conftest import Cohort
 KILLS = 20
 SETTINGS = (
     "train.method=pcl",  # means of weights, views, shared stages
-    "train.epochs=40",
+    "train.epochs=60",
     "train.batch_size=16",
     "train.accumulate=2",
     "train.ema_decay=0.9",
@@ -77,7 +77,7 @@ def test_killed_twenty_times_it_ends_as_if_never_killed(cohort: Cohort) -> None:
         process = start("killed")
         assert process.pid is not None
         if kill % 2:  # at any moment, before the first step too
-            process.join(dice.uniform(0, starting_s + training_s / KILLS))
+            process.join(dice.uniform(0, starting_s + training_s / (2 * KILLS)))
         else:  # in the middle of a save
             process.join(dice.uniform(0, starting_s))
             deadline = time.monotonic() + 20
