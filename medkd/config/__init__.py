@@ -1,5 +1,6 @@
 """The schema of a configuration file. One file serves every stage of an experiment."""
 
+from medkd.config.augment import AugmentConfig
 from medkd.config.data import DataConfig, SplitConfig
 from medkd.config.experiment import Config, InferConfig, MlflowConfig, SlideLevelConfig
 from medkd.config.load import load_config, read_resolved, validate_config
@@ -8,6 +9,7 @@ from medkd.config.tile import TileConfig
 from medkd.config.train import NetworkConfig, TrainConfig
 
 __all__ = [
+    "AugmentConfig",
     "Config",
     "DataConfig",
     "InferConfig",

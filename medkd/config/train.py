@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from medkd.config.augment import AugmentConfig
 from medkd.config.types import FilePath, Positive
 from medkd.schema import Strict
 
@@ -126,9 +127,10 @@ class TrainConfig(Strict):
     max_tiles_per_slide: Positive | None = Field(
         None, description="Draw at most this many tiles of a slide in each epoch; null: all."
     )
-    augment: bool = Field(True, description="Flips, quarter turns and colour jitter.")
-    balance: Literal["none", "class"] = Field(
-        "class", description="Draw tiles so that every class is seen equally often."
+    balance: Literal["none", "class", "patient", "site"] = Field(
+        "class",
+        description="Draw tiles so that every class is seen equally often; within a class, every "
+        "patient, or every site of the table of slides, too.",
     )
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="Share of a label that is spread over all classes."
@@ -179,6 +181,7 @@ class TrainConfig(Strict):
     cache_mb: Annotated[float, Field(ge=0)] = Field(
         2000, description="Memory for decoded tiles (MONAI's CacheDataset), megabytes."
     )
+    augment: AugmentConfig = AugmentConfig()
 
     @model_validator(mode="after")
     def _a_step_can_be_divided(self) -> TrainConfig:

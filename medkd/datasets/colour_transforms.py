@@ -184,9 +184,12 @@ class _RandImaged(RandomizableTransform, MapTransform):
 
 
 class RandColourJitter(_RandImage):
-    """Scale and shift each channel at random; one seed gives the same as in the dictionary form.
+    """Scale and shift each channel at random.
 
-    That is :class:`medkd.datasets.transforms.RandColourJitterd`, which every training uses.
+    Args:
+        prob: of doing so.
+        scale: factors come from 1 ± this.
+        shift: shifts come from 0 ± this, levels.
     """
 
     def __init__(self, prob: float = 1.0, scale: float = 0.1, shift: float = 12.0) -> None:
@@ -302,6 +305,20 @@ class RandCutout(_RandImage):
 
     def _apply(self, image: np.ndarray) -> np.ndarray:
         return cut_out(image, self.holes, self._fill)
+
+
+class RandColourJitterd(_RandImaged):
+    """Dictionary form of :class:`RandColourJitter`."""
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        prob: float = 1.0,
+        scale: float = 0.1,
+        shift: float = 12.0,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, RandColourJitter(prob, scale, shift), allow_missing_keys)
 
 
 class RandPhotometricJitterd(_RandImaged):

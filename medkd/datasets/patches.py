@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,8 @@ import torch
 from monai.data import CacheDataset
 from monai.transforms import Compose
 from torch.utils.data import Sampler
+
+from medkd.errors import MedkdError
 
 
 def seed_of(*parts: int) -> int:
@@ -51,8 +54,11 @@ def patch_items(
 class PatchDataset(CacheDataset):
     """MONAI's CacheDataset over a tile store, with reproducible randomness.
 
-    The random transforms of an item depend on (seed, epoch, index) alone, so that neither the
-    number of loader workers nor an interruption changes what a network sees.
+    What is random about an item depends on (seed, epoch, index) alone, so that neither the number
+    of loader workers nor an interruption changes what a network sees.
+
+    An item is asked for by its index, or by (epoch, index) as :class:`EpochSampler` draws it; an
+    index alone is of epoch 0.
 
     Args:
         items: as :func:`patch_items` gives them.
@@ -60,7 +66,14 @@ class PatchDataset(CacheDataset):
         cache_mb: memory for decoded tiles, megabytes; tiles beyond it are decoded each time.
         tile_bytes: size of a decoded tile, bytes.
         seed: of the experiment.
-        views: how many augmentations of each tile; more than one are stacked before its channels.
+        views: how many augmentations of each tile.
+        seeds_only: leave the augmentation to the device: an item has the tile once and, under
+            ``seed``, int64 of one number for each view. Otherwise several views are stacked before
+            the channels.
+
+    Raises:
+        StageError: a tile cannot be read; so for an item.
+        SlideError: a slide that is read itself cannot be opened; so for an item.
     """
 
     def __init__(
@@ -72,81 +85,142 @@ class PatchDataset(CacheDataset):
         tile_bytes: int,
         seed: int,
         views: int = 1,
+        seeds_only: bool = False,
     ) -> None:
-        self.epoch = 0
         self._seed = seed
         self._views = views
-        super().__init__(
-            items,
-            transform,
-            cache_num=int(cache_mb * 1e6 / tile_bytes),
-            num_workers=1,
-            progress=False,
-            # No transform writes into the cached array, so it need not be copied.
-            copy_cache=False,
-        )
+        self._seeds_only = seeds_only
+        with _own_errors():
+            super().__init__(
+                items,
+                transform,
+                cache_num=int(cache_mb * 1e6 / tile_bytes),
+                num_workers=1,
+                progress=False,
+                # No transform writes into the cached array, so it need not be copied.
+                copy_cache=False,
+            )
 
-    def _transform(self, index: int) -> Any:
-        if self._views == 1:
-            return self._augmented(index)
-        seen = [self._augmented(index, view) for view in range(self._views)]
+    def __getitem__(self, draw: int | tuple[int, int]) -> dict[str, Any]:  # type: ignore[override]
+        """The item of an index, or of (epoch, index)."""
+        epoch, index = draw if isinstance(draw, tuple) else (0, draw)
+        # One view has the seed that it would have without views.
+        views = [(view,) for view in range(self._views)] if self._views > 1 else [()]
+        seeds = [seed_of(self._seed, epoch, index, *view) for view in views]
+        with _own_errors():
+            if self._seeds_only:
+                return {**self._plain(index), "seed": torch.tensor(seeds)}
+            seen = []
+            for seed in seeds:
+                self.transform.set_random_state(seed=seed)
+                seen.append(self._plain(index))
+        if len(seen) == 1:
+            return seen[0]
         return {**seen[0], "image": torch.stack([item["image"] for item in seen])}
 
-    def _augmented(self, index: int, *view: int) -> Any:
-        self.transform.set_random_state(seed=seed_of(self._seed, self.epoch, index, *view))
-        return super()._transform(index)
+    def _plain(self, index: int) -> dict[str, Any]:
+        item = self._transform(index)
+        # Without the traces that MONAI's transforms leave, a list for each tile of its own.
+        return {key: item[key] for key in self.data[index]}
 
 
-class EpochSampler(Sampler[int]):
-    """Which tiles an epoch draws, and in which order; a function of (seed, epoch).
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """Let errors of this project through: MONAI's Compose makes a RuntimeError of each."""
+    try:
+        yield
+    except RuntimeError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, MedkdError):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        raise cause from None
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Which tiles an epoch draws, and in which order, as (epoch, index); a function of the seed.
 
     Args:
         slides: slide of each tile.
         labels: class number of each tile.
+        groups: patient or site of each tile, drawn equally often within a class; None: the tiles
+            of a class are drawn alike.
         max_tiles_per_slide: draw at most this many tiles of a slide, anew in each epoch.
-        balance: ``class`` draws each class equally often: the larger class loses tiles, the
-            smaller one repeats some, and the epoch keeps its length. ``none`` leaves them.
+        balanced: draw each class equally often: what is too large loses tiles, what is too small
+            repeats some, and the epoch keeps its length.
         seed: of the experiment.
 
     Set ``epoch`` before each epoch, and ``skip`` to the number of its tiles that were drawn before.
+
+    Raises:
+        ValueError: groups without balance.
     """
 
     def __init__(
         self,
         slides: Sequence[str],
         labels: Sequence[int],
+        groups: Sequence[str] | None = None,
         *,
         max_tiles_per_slide: int | None,
-        balance: str,
+        balanced: bool,
         seed: int,
     ) -> None:
-        codes = pd.factorize(np.asarray(slides))[0]
-        self._tiles_of_slide = [np.flatnonzero(codes == code) for code in range(codes.max() + 1)]
+        if groups is not None and not balanced:
+            raise ValueError("groups are drawn equally often within balanced classes only")
+        self._tiles_of_slide = _places_of_each(slides)
         self._labels = np.asarray(labels)
+        self._groups = (
+            np.zeros_like(self._labels) if groups is None else pd.factorize(np.asarray(groups))[0]
+        )
         self._max = max_tiles_per_slide
-        self._balance = balance
+        self._balanced = balanced
         self._seed = seed
         self.epoch = 0
         self.skip = 0
 
     def __len__(self) -> int:
-        return len(self._draw()) - self.skip
+        drawn = sum(len(tiles[: self._max]) for tiles in self._tiles_of_slide)
+        classes = len(np.unique(self._labels)) if self._balanced else 1
+        return drawn // classes * classes - self.skip
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._draw()[self.skip :].tolist())
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch = self.epoch
+        return iter([(epoch, index) for index in self._draw(epoch)[self.skip :].tolist()])
 
-    def _draw(self) -> np.ndarray:
-        random = np.random.default_rng((self._seed, self.epoch))
+    def _draw(self, epoch: int) -> np.ndarray:
+        random = np.random.default_rng((self._seed, epoch))
         chosen = np.concatenate(
             [random.permutation(tiles)[: self._max] for tiles in self._tiles_of_slide]
         )
-        if self._balance == "class":
-            present = np.unique(self._labels[chosen])
+        if self._balanced:
+            present = np.unique(self._labels)
             share = len(chosen) // len(present)
             chosen = np.concatenate(
                 [
-                    np.resize(random.permutation(chosen[self._labels[chosen] == label]), share)
+                    self._shared_out(chosen[self._labels[chosen] == label], share, random)
                     for label in present
                 ]
             )
         return random.permutation(chosen)
+
+    def _shared_out(self, tiles: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
+        """``count`` draws of the tiles of a class, as many of each group, or one more."""
+        groups = [tiles[places] for places in _places_of_each(self._groups[tiles])]
+        least, over = divmod(count, len(groups))
+        # Who gets one more is drawn anew in each epoch.
+        counts = least + (random.permutation(len(groups)) < over)
+        return np.concatenate(
+            [
+                np.resize(random.permutation(group), number)
+                for group, number in zip(groups, counts, strict=True)
+            ]
+        )
+
+
+def _places_of_each(values: Sequence[Any] | np.ndarray) -> list[np.ndarray]:
+    """Where each value stands, in the order in which the values come first."""
+    codes, different = pd.factorize(np.asarray(values))
+    order = np.argsort(codes, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(codes, minlength=len(different)))[:-1])

@@ -8,16 +8,11 @@ from typing import Any
 
 import numpy as np
 from monai.config import KeysCollection
-from monai.transforms import (
-    Compose,
-    MapTransform,
-    RandAxisFlipd,
-    RandomizableTransform,
-    RandRotate90d,
-    ScaleIntensityRanged,
-    ToTensord,
-)
+from monai.transforms import Compose, MapTransform, ToTensord
 
+from medkd.config import AugmentConfig
+from medkd.datasets.augmentation import monai_transforms
+from medkd.errors import StageError
 from medkd.slides.slide_tiles import SlideTiles
 from medkd.slides.store import TileStore
 
@@ -36,11 +31,25 @@ class LoadStoredTiled(MapTransform):
         self._slides = SlideTiles()
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Read every key's tile."""
+        """Read every key's tile.
+
+        Raises:
+            StageError: it cannot be read.
+            SlideError: its slide cannot be opened.
+        """
         item = dict(data)
         for key in self.key_iterator(item):
             path, x, y = item[key]
-            tile = self._read(path, x, y)
+            try:
+                tile = self._read(path, x, y)
+            except (OSError, EOFError, ValueError) as error:
+                # Of the disk or share, of a store cut short, of a JPEG that is none.
+                raise StageError(
+                    f"the tile at ({x}, {y}) cannot be read: {error or type(error).__name__}",
+                    where=path,
+                    remedy="Look whether the disk or share is there; if the file itself is "
+                    "damaged, delete it and run 'medkd tile' again.",
+                ) from error
             item[key] = np.ascontiguousarray(tile.transpose(2, 0, 1))
         return item
 
@@ -52,59 +61,11 @@ class LoadStoredTiled(MapTransform):
         return self._stores[path].read(x, y)
 
 
-class RandColourJitterd(RandomizableTransform, MapTransform):
-    """Scale and shift the brightness of each colour channel, as stain and scanner do.
-
-    Works on uint8 or float images in 0..255, 3 x H x W; gives float32. Each channel is multiplied
-    by a factor from 1 ± ``scale`` and shifted by up to ``shift`` levels.
-    """
-
-    def __init__(
-        self, keys: KeysCollection, prob: float = 1.0, scale: float = 0.1, shift: float = 12.0
-    ) -> None:
-        MapTransform.__init__(self, keys)
-        RandomizableTransform.__init__(self, prob)
-        self._scale, self._shift = scale, shift
-        self._factors = np.ones(3, np.float32)
-        self._shifts = np.zeros(3, np.float32)
-
-    def randomize(self, data: Any | None = None) -> None:
-        """Draw the factors and shifts of the three channels."""
-        super().randomize(data)
-        self._factors = self.R.uniform(1 - self._scale, 1 + self._scale, 3).astype(np.float32)
-        self._shifts = self.R.uniform(-self._shift, self._shift, 3).astype(np.float32)
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Jitter every key's image in the same way."""
-        item = dict(data)
-        self.randomize()
-        if not self._do_transform:
-            return item
-        for key in self.key_iterator(item):
-            image = np.asarray(item[key], np.float32)
-            jittered = image * self._factors[:, None, None] + self._shifts[:, None, None]
-            item[key] = np.clip(jittered, 0, 255, out=jittered)
-        return item
-
-
-def tile_transforms(*, augment: bool) -> Compose:
-    """From an item of the store to a float32 tensor 3 x H x W in [0, 1].
+def tile_transforms(augment: AugmentConfig | None = None) -> Compose:
+    """From an item of the store to a tensor 3 x H x W, RGB.
 
     Args:
-        augment: mirror, turn by quarters and jitter the colours at random. Histology has no up
-            and no left, so every turn and mirror image is as likely as any other.
+        augment: augment at random, to float32 in [0, 1]; None: uint8 as it is stored.
     """
-    keys = "image"
-    random = [
-        RandAxisFlipd(keys, prob=0.5),
-        RandRotate90d(keys, prob=0.75, max_k=3),
-        RandColourJitterd(keys),
-    ]
-    return Compose(
-        [
-            LoadStoredTiled(keys),
-            *(random if augment else []),
-            ScaleIntensityRanged(keys, a_min=0, a_max=255, b_min=0, b_max=1),
-            ToTensord(keys, track_meta=False),
-        ]
-    )
+    random = monai_transforms(augment) if augment is not None else []
+    return Compose([LoadStoredTiled("image"), *random, ToTensord("image", track_meta=False)])

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medkd.datasets.augmentation import AugmentationSettings
+from medkd.config import AugmentConfig
 from medkd.datasets.colour_transforms import (
     DARKEST,
     HED_FROM_RGB,
@@ -79,9 +79,9 @@ class BatchAugmentation(nn.Module):
     stain_planes: Tensor
     rgb_from_hed: Tensor
 
-    def __init__(self, settings: AugmentationSettings | None = None) -> None:
+    def __init__(self, settings: AugmentConfig | None = None) -> None:
         super().__init__()
-        self.settings = settings or AugmentationSettings()
+        self.settings = settings or AugmentConfig()
         yiq = torch.from_numpy(YIQ_FROM_RGB)
         luma = torch.from_numpy(LUMA).expand(3, 3)
         quarter = torch.tensor([[0, 0, 0], [0, 0, -1], [0, 1, 0]], dtype=yiq.dtype)
@@ -329,9 +329,7 @@ def _mixed(images: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
     return mixed.add_(_over_pixels(offset))
 
 
-def _orientation(
-    flip: Tensor, turn: Tensor, s: AugmentationSettings
-) -> tuple[Tensor, Tensor, Tensor]:
+def _orientation(flip: Tensor, turn: Tensor, s: AugmentConfig) -> tuple[Tensor, Tensor, Tensor]:
     """A mirror image and quarter turns as: mirror rows, mirror columns, then swap the axes."""
     flipped = flip[:, 0] < s.flip_p
     across = flip[:, 1] < 0.5
@@ -360,7 +358,7 @@ def affine_matrices(turn: Tensor, shear: Tensor, shift: Tensor, scale: Tensor) -
     return torch.cat([turned * scale[:, None], moved], 2)
 
 
-def _affine_matrices(u: Tensor, s: AugmentationSettings) -> Tensor:
+def _affine_matrices(u: Tensor, s: AugmentConfig) -> Tensor:
     return affine_matrices(
         _around(0, math.radians(s.affine_degrees), u[:, 1]),
         _around(0, s.affine_shear, u[:, 2:4]),
@@ -369,9 +367,7 @@ def _affine_matrices(u: Tensor, s: AugmentationSettings) -> Tensor:
     )
 
 
-def _rectangles(
-    u: Tensor, s: AugmentationSettings, height: int, width: int
-) -> tuple[Tensor, Tensor]:
+def _rectangles(u: Tensor, s: AugmentConfig, height: int, width: int) -> tuple[Tensor, Tensor]:
     least, largest = s.cutout_px
     masks = []
     for place, room in enumerate((height, width)):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from monai.data import DataLoader
 from torch.utils.data import Sampler
 
 from medkd.config import Config
@@ -16,10 +15,11 @@ from medkd.datasets.patches import EpochSampler, PatchDataset, patch_items
 from medkd.datasets.split import check_split, read_split
 from medkd.datasets.tables import SlideRow
 from medkd.datasets.transforms import tile_transforms
-from medkd.errors import StageError, TrainingError
+from medkd.errors import StageError, TableError, TrainingError
 from medkd.files import sha256_of_json
 from medkd.slides.store import read_index, read_tile_records
 from medkd.training.devices import Ranks
+from medkd.training.loading import Batches, TileLoader, pins_memory
 
 ROLES = ("train", "validation", "test")
 
@@ -29,8 +29,9 @@ class TileTable:
     """Tiles of the cohort with label and role.
 
     Attributes:
-        tiles: the index of the tile store with the columns ``label`` and ``role`` added.
-        digest: of tiles, labels and roles; two runs with one digest trained on the same data.
+        tiles: the index of the tile store with the columns ``label``, ``site`` and ``role`` added.
+        digest: of tiles, labels and roles, and of sites where they decide what is drawn; two runs
+            with one digest trained on the same data.
         synthetic: some slide was drawn, not scanned.
     """
 
@@ -44,6 +45,7 @@ def load_tile_table(config: Config, rows: Sequence[SlideRow]) -> TileTable:
 
     Raises:
         StageError: no tiles, no split, a split of other patients, a role without tiles of a class.
+        TableError: ``train.balance`` goes by the site, and a slide has none.
     """
     split = read_split(config.splits_file)
     check_split(split, rows)
@@ -65,6 +67,7 @@ def load_tile_table(config: Config, rows: Sequence[SlideRow]) -> TileTable:
     tiles["label"] = tiles["slide_id"].map(label)
     # The table speaks, not the store: a patient id may have been corrected since tiling.
     tiles["patient_id"] = tiles["slide_id"].map(patient)
+    tiles["site"] = tiles["slide_id"].map({row.slide_id: row.site for row in rows})
     tiles["role"] = tiles["patient_id"].map(role)
     for wanted in ROLES:
         present = set(tiles.loc[tiles["role"] == wanted, "label"])
@@ -77,7 +80,11 @@ def load_tile_table(config: Config, rows: Sequence[SlideRow]) -> TileTable:
                     "shares in 'split'.",
                 )
     tiles = tiles.sort_values(["slide_id", "y", "x"], ignore_index=True)
-    content = tiles[["slide_id", "patient_id", "x", "y", "label", "role"]]
+    columns = ["slide_id", "patient_id", "x", "y", "label", "role"]
+    if config.train.balance == "site":
+        _check_sites(config, tiles)
+        columns.append("site")
+    content = tiles[columns]
     digest = sha256_of_json(
         [
             config.data.classes,
@@ -89,31 +96,55 @@ def load_tile_table(config: Config, rows: Sequence[SlideRow]) -> TileTable:
     return TileTable(tiles, digest, synthetic)
 
 
+def _check_sites(config: Config, tiles: pd.DataFrame) -> None:
+    lacking = tiles.loc[(tiles["role"] == "train") & (tiles["site"] == ""), "slide_id"].unique()
+    if len(lacking):
+        raise TableError(
+            f"{len(lacking)} training slides have no site (the first is '{lacking[0]}'), and "
+            "train.balance is site",
+            where=config.data.slides,
+            remedy="Fill in the column 'site', or set train.balance to patient or class.",
+        )
+
+
 def training_loader(
     config: Config, tiles: pd.DataFrame, *, views: int = 1
-) -> tuple[PatchDataset, EpochSampler]:
-    """The dataset and the sampler of the training role; ``views`` augmentations of each tile."""
+) -> tuple[TileLoader, EpochSampler]:
+    """The loader and the sampler of the training role.
+
+    Its batches have ``image`` and ``label``, and ``seed`` where they are to be augmented on the
+    device: what :func:`medkd.training.images.device_images` takes.
+
+    Args:
+        config: of the experiment.
+        tiles: of the training role, with ``label`` and ``site``.
+        views: how many augmentations of each tile.
+    """
     train = config.train
-    items = _items(config, tiles)
-    dataset = PatchDataset(
-        items,
-        tile_transforms(augment=train.augment),
+    augment = train.augment
+    on_device = augment.enabled and augment.where == "device"
+    in_loader = augment.enabled and augment.where == "loader"
+    dataset = _dataset(
+        config,
+        tiles,
+        transform=tile_transforms(augment if in_loader else None),
         cache_mb=train.cache_mb,
-        tile_bytes=3 * config.tile.size_px**2,
-        seed=config.seed,
         views=views,
+        seeds_only=on_device,
     )
+    group = {"patient": "patient_id", "site": "site"}.get(train.balance)
     sampler = EpochSampler(
         tiles["slide_id"].tolist(),
-        [item["label"] for item in items],
+        [item["label"] for item in dataset.data],
+        tiles[group].tolist() if group is not None else None,
         max_tiles_per_slide=train.max_tiles_per_slide,
-        balance=train.balance,
+        balanced=train.balance != "none",
         seed=config.seed,
     )
-    return dataset, sampler
+    return _loader(dataset, config), sampler
 
 
-class ShareOfSteps(Sampler[int]):
+class ShareOfSteps(Sampler[tuple[int, int]]):
     """What one process takes of every step's tiles.
 
     Args:
@@ -129,23 +160,23 @@ class ShareOfSteps(Sampler[int]):
     def __len__(self) -> int:
         return len(self._sampler) // self._step_tiles * (self._step_tiles // self._ranks.count)
 
-    def __iter__(self) -> Iterator[int]:
-        drawn = np.array(list(self._sampler), np.int64)
-        steps = len(drawn) // self._step_tiles
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        drawn = list(self._sampler)
         own = self._step_tiles // self._ranks.count
-        shares = drawn[: steps * self._step_tiles].reshape(steps, self._ranks.count, own)
-        return iter(shares[:, self._ranks.rank].ravel().tolist())
+        first = own * self._ranks.rank
+        for start in range(first, len(self) * self._ranks.count, self._step_tiles):
+            yield from drawn[start : start + own]
 
 
 def epoch_batches(
-    dataset: PatchDataset,
+    loader: TileLoader,
     sampler: EpochSampler,
     config: Config,
     epoch: int,
     *,
     steps_done: int = 0,
     ranks: Ranks | None = None,
-) -> DataLoader:
+) -> Batches:
     """The batches of one epoch, without the first ``steps_done``; of each, this process's share.
 
     The last one is dropped where it is not full.
@@ -154,7 +185,7 @@ def epoch_batches(
         TrainingError: there are fewer tiles than a step is divided into.
     """
     ranks = ranks or Ranks()
-    dataset.epoch = sampler.epoch = epoch
+    sampler.epoch = epoch
     sampler.skip = 0
     parts = config.train.devices * config.train.accumulate
     size = min(config.train.batch_size, len(sampler)) // parts * parts
@@ -165,25 +196,19 @@ def epoch_batches(
             remedy="Lower train.devices or train.accumulate, or train on more tiles.",
         )
     sampler.skip = steps_done * size
-    share = ShareOfSteps(sampler, size, ranks)
-    return _loader(dataset, config, batch_size=size // ranks.count, sampler=share)
+    return Batches(loader, ShareOfSteps(sampler, size, ranks), size // ranks.count)
 
 
 def evaluation_batches(
     config: Config, tiles: pd.DataFrame, *, cache: bool, ranks: Ranks | None = None
-) -> DataLoader:
-    """All ``tiles`` in their order, without augmentation; every n-th batch for each of n ranks."""
+) -> Batches:
+    """All ``tiles`` in their order, uint8, not augmented; every n-th batch for each of n ranks."""
     ranks = ranks or Ranks()
-    dataset = PatchDataset(
-        _items(config, tiles),
-        tile_transforms(augment=False),
-        cache_mb=config.train.cache_mb if cache else 0,
-        tile_bytes=3 * config.tile.size_px**2,
-        seed=config.seed,
-    )
+    cache_mb = config.train.cache_mb if cache else 0
+    dataset = _dataset(config, tiles, transform=tile_transforms(), cache_mb=cache_mb)
     size = _evaluation_batch(config)
     own = _evaluated(len(tiles), size, ranks.count)[ranks.rank]
-    return _loader(dataset, config, batch_size=size, sampler=own)
+    return Batches(_loader(dataset, config), own, size)
 
 
 def evaluation_order(count: int, config: Config, ranks: int) -> list[int]:
@@ -201,16 +226,12 @@ def _evaluated(count: int, batch: int, ranks: int) -> list[list[int]]:
     return [[tile for tile in range(count) if tile // batch % ranks == r] for r in range(ranks)]
 
 
-def _items(config: Config, tiles: pd.DataFrame) -> list[dict]:
-    return patch_items(tiles, config.tiles_folder, config.data.classes, store=config.tile.store)
+def _dataset(config: Config, tiles: pd.DataFrame, **options: Any) -> PatchDataset:
+    items = patch_items(tiles, config.tiles_folder, config.data.classes, store=config.tile.store)
+    size = 3 * config.tile.size_px**2
+    return PatchDataset(items, tile_bytes=size, seed=config.seed, **options)
 
 
-def _loader(dataset: PatchDataset, config: Config, **options: object) -> DataLoader:
-    return DataLoader(
-        dataset,
-        num_workers=config.train.loader_workers,
-        pin_memory=torch.cuda.is_available(),
-        # Processes made anew see the epoch that was set on the dataset.
-        persistent_workers=False,
-        **options,
-    )
+def _loader(dataset: PatchDataset, config: Config) -> TileLoader:
+    train = config.train
+    return TileLoader(dataset, workers=train.loader_workers, pin_memory=pins_memory(train.device))

@@ -12,6 +12,7 @@ from medkd.distill.cohort import Cohort
 from medkd.distill.graph import Graph
 from medkd.progress import Advance
 from medkd.tasks.classification import tile_metrics
+from medkd.training.images import device_images
 
 ENSEMBLE = "ensemble"
 
@@ -39,7 +40,7 @@ def predict_tiles(
     collected: dict[str, list[Tensor]] = {}
     labels: list[Tensor] = []
     for batch in batches:
-        images = batch["image"].to(device, non_blocking=True, memory_format=torch.channels_last)
+        images = device_images(batch, device)
         with fabric.autocast():
             found = cohort(images).logits
         for name, logits in found.items():

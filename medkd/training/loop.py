@@ -15,8 +15,11 @@ from medkd.datasets.patches import seed_of
 from medkd.distill.ramp import Moment
 from medkd.errors import TrainingError
 from medkd.progress import warn
+from medkd.training.augmentation import BatchAugmentation
 from medkd.training.devices import mean_over_ranks
 from medkd.training.engine import Engine
+from medkd.training.images import device_images
+from medkd.training.loading import Batches
 from medkd.training.memory import is_out_of_memory, out_of_memory
 from medkd.training.optimization import clip_by_node
 from medkd.training.pace import Pace
@@ -67,7 +70,7 @@ class EpochCourse:
 
 def train_epoch(
     engine: Engine,
-    batches: Sequence[dict[str, Tensor]] | DataLoader,
+    batches: Sequence[dict[str, Tensor]] | DataLoader | Batches,
     *,
     epoch: int,
     course: EpochCourse | None = None,
@@ -78,7 +81,7 @@ def train_epoch(
 
     Args:
         engine: see there.
-        batches: with ``image``, N x 3 x H x W, or N x views x 3 x H x W, and ``label``; what
+        batches: with ``label`` and what :func:`medkd.training.images.device_images` takes; what
             remains of the epoch, this process's share of each step.
         epoch: its number, from 0.
         course: what of the epoch was done before; None: nothing. It is kept up to date.
@@ -93,7 +96,8 @@ def train_epoch(
             are worthless.
     """
     engine.forward.train()
-    config, cohort = engine.config, engine.cohort
+    config, cohort, device = engine.config, engine.cohort, engine.fabric.device
+    augment = BatchAugmentation(config.augment).to(device)
     course = course or EpochCourse()
     pace = pace or Pace()
     steps = course.steps_done + len(batches)
@@ -101,8 +105,8 @@ def train_epoch(
         step = epoch * steps + course.steps_done
         torch.manual_seed(_step_seed(engine, step))
         cohort.set_moment(Moment(epoch, step, config.epochs, steps))
-        images = _on_device(batch["image"], engine.fabric.device, engine.config.channels_last)
-        labels = batch["label"].to(engine.fabric.device, non_blocking=True)
+        images = device_images(batch, device, augment, channels_last=config.channels_last)
+        labels = batch["label"].to(device, non_blocking=True)
         terms, alive = _step(engine, images, labels)
         engine.schedule.step()
         cohort.update_averages(step)
@@ -220,10 +224,3 @@ def _alternating_step(engine: Engine, images: Tensor, labels: Tensor) -> tuple[T
         with torch.no_grad(), fabric.autocast():
             seen = cohort.look_again(seen, node.name, images)
     return terms, {name: one.alive for name, one in seen.items()}
-
-
-def _on_device(images: Tensor, device: torch.device, channels_last: bool) -> Tensor:
-    if images.ndim == 4:
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        return images.to(device, non_blocking=True, memory_format=layout)
-    return images.to(device, non_blocking=True).transpose(0, 1)

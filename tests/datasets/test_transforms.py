@@ -11,8 +11,10 @@ import pandas as pd
 import pytest
 import torch
 
+from medkd.config import AugmentConfig
+from medkd.datasets.colour_transforms import RandColourJitterd
 from medkd.datasets.patches import patch_items
-from medkd.datasets.transforms import LoadStoredTiled, RandColourJitterd, tile_transforms
+from medkd.datasets.transforms import LoadStoredTiled, tile_transforms
 from medkd.errors import StageError
 from medkd.slides.store import StoredTile, encode_tile, writing_store
 
@@ -119,7 +121,7 @@ def test_jitter_leaves_no_value_outside_a_byte() -> None:
 
 def test_augmented_tiles_are_plain_float_tensors_between_0_and_1(tmp_path: Path) -> None:
     item = {"image": (str(write_tile(tmp_path / "s.zip", corners())), 0, 0)}
-    image = tile_transforms(augment=True)(item)["image"]
+    image = tile_transforms(AugmentConfig())(item)["image"]
     assert type(image) is torch.Tensor
     assert image.dtype == torch.float32
     assert image.shape == (3, 16, 16)
@@ -129,7 +131,7 @@ def test_augmented_tiles_are_plain_float_tensors_between_0_and_1(tmp_path: Path)
 def test_the_eight_orientations_come_equally_often(tmp_path: Path) -> None:
     """800 draws of 1 in 8: 100 each, standard deviation 9.4."""
     item = {"image": (str(write_tile(tmp_path / "s.zip", corners())), 0, 0)}
-    transform = tile_transforms(augment=True)
+    transform = tile_transforms(AugmentConfig())
     transform.set_random_state(seed=0)
     seen: Counter[tuple[int, ...]] = Counter()
     for _ in range(800):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from typing import Any
 
@@ -13,10 +12,11 @@ from monai.transforms import Compose, RandAffine
 from scipy import stats
 from torch import Tensor
 
+from medkd.config import AugmentConfig
 from medkd.datasets import colour_transforms
-from medkd.datasets.augmentation import AugmentationSettings, monai_transforms
+from medkd.datasets.augmentation import monai_transforms
+from medkd.datasets.colour_transforms import RandColourJitterd
 from medkd.datasets.patches import seed_of
-from medkd.datasets.transforms import RandColourJitterd
 from medkd.training import augmentation
 from medkd.training.augmentation import BatchAugmentation, stream_places, uniform_numbers
 
@@ -36,8 +36,8 @@ ALL = {name: value for options in STRONG.values() for name, value in options.ite
 each_operation = pytest.mark.parametrize("operation", [*STRONG, "all"])
 
 
-def chosen(operation: str) -> AugmentationSettings:
-    return AugmentationSettings(**{**OFF, **(ALL if operation == "all" else STRONG[operation])})
+def chosen(operation: str) -> AugmentConfig:
+    return AugmentConfig(**{**OFF, **(ALL if operation == "all" else STRONG[operation])})
 
 
 def tile(side: int = 24) -> Tensor:
@@ -123,8 +123,7 @@ def test_draws_and_neighbouring_seeds_are_independent(made: str) -> None:
 def test_one_operation_more_changes_no_other_draw() -> None:
     plain, more = {"colour_p": 0}, {"colour_p": 0, "cutout_p": 1, "cutout_px": (4, 4)}
     first, second = (
-        BatchAugmentation(AugmentationSettings(**options))(tiles(6), seeds(6))
-        for options in (plain, more)
+        BatchAugmentation(AugmentConfig(**options))(tiles(6), seeds(6)) for options in (plain, more)
     )
     assert (first != second).any(1).sum((1, 2)).tolist() == [16] * 6
 
@@ -134,7 +133,7 @@ def test_one_operation_more_changes_no_other_draw() -> None:
 
 def test_flips_and_turns_are_those_of_torch() -> None:
     images, of = tiles(200), seeds(200)
-    augmented = BatchAugmentation(AugmentationSettings(colour_p=0))(images, of)
+    augmented = BatchAugmentation(AugmentConfig(colour_p=0))(images, of)
     seen = set()
     for image, drawn, done in zip(images, numbers_of(of, 4).tolist(), augmented, strict=True):
         flipped, turns = drawn[0] < 0.5, int(3 * drawn[3]) + 1 if drawn[2] < 0.75 else 0
@@ -147,7 +146,7 @@ def test_flips_and_turns_are_those_of_torch() -> None:
 def test_the_eight_orientations_come_equally_often() -> None:
     """4000 draws of 1 in 8: 500 each, standard deviation 21."""
     image = torch.tensor([[10, 20], [30, 40]], dtype=torch.uint8).expand(4000, 3, 2, 2)
-    done = BatchAugmentation(AugmentationSettings(colour_p=0))(image, torch.arange(4000))
+    done = BatchAugmentation(AugmentConfig(colour_p=0))(image, torch.arange(4000))
     counts = Counter(tuple(one) for one in (255 * done[:, 0]).round().int().flatten(1).tolist())
     assert len(counts) == 8
     assert all(415 < count < 585 for count in counts.values())
@@ -183,7 +182,8 @@ def test_channel_jitter_is_the_dictionary_transforms() -> None:
     jitter = RandColourJitterd("image", scale=0.3, shift=40)
     jitter.set_random_state(seed=2)
     expected = jitter({"image": tile().numpy()})["image"]
-    drawn = torch.from_numpy(np.stack([jitter._factors, jitter._shifts / 255]))[:, None]
+    used = np.stack([jitter.transform.scales, jitter.transform.shifts / 255]).astype(np.float32)
+    drawn = torch.from_numpy(used)[:, None]
     done = augmentation.jitter_channels(tile()[None] / 255, *drawn)[0]
     np.testing.assert_allclose(255 * done.numpy(), expected, atol=1e-4)
 
@@ -216,7 +216,7 @@ def test_blur_is_that_of_one_tile() -> None:
 
 
 def test_rectangles_lie_within_the_tile_and_have_every_side() -> None:
-    settings = AugmentationSettings(**{**OFF, "cutout_p": 1.0}, cutout_px=(3, 5), cutout_fill=255)
+    settings = AugmentConfig(**{**OFF, "cutout_p": 1.0}, cutout_px=(3, 5), cutout_fill=255)
     white = BatchAugmentation(settings)(torch.zeros(600, 3, 9, 30, dtype=torch.uint8), seeds(600))
     assert set(white.unique().tolist()) == {0, 1}
     sides: set[tuple[int, int]] = set()
@@ -227,14 +227,14 @@ def test_rectangles_lie_within_the_tile_and_have_every_side() -> None:
         assert rows[-1] - rows[0] + 1 == len(rows)
     assert sides == {(height, width) for height in (3, 4, 5) for width in (3, 4, 5)}
     assert white.any(0)[0].all()
-    larger = dataclasses.replace(settings, cutout_px=(64, 64))
+    larger = settings.model_copy(update={"cutout_px": (64, 64)})
     assert (BatchAugmentation(larger)(torch.zeros_like(white[:2]).byte(), seeds(2)) == 1).all()
 
 
 def test_white_black_and_pure_colours_stay_finite() -> None:
     corners = torch.cartesian_prod(*[torch.tensor([0, 255])] * 3).T.reshape(1, 3, 2, 4)
     images = corners.byte().expand(300, 3, 2, 4)
-    settings = AugmentationSettings(
+    settings = AugmentConfig(
         **{**OFF, "stain_p": 1.0, "photometric_p": 1.0}, stain_scale=1, stain_shift=6, hue=0.5
     )
     done = BatchAugmentation(settings)(images, seeds(300))
@@ -255,7 +255,7 @@ def statistics_of(images: np.ndarray) -> dict[str, np.ndarray]:
     return {name: values.astype(np.float64).round(4) for name, values in found.items()}
 
 
-def by_monai(settings: AugmentationSettings, count: int) -> np.ndarray:
+def by_monai(settings: AugmentConfig, count: int) -> np.ndarray:
     transform = Compose(monai_transforms(settings))
     done = []
     for index in range(count):
@@ -264,7 +264,7 @@ def by_monai(settings: AugmentationSettings, count: int) -> np.ndarray:
     return np.stack(done)
 
 
-def by_batch(settings: AugmentationSettings, count: int) -> np.ndarray:
+def by_batch(settings: AugmentConfig, count: int) -> np.ndarray:
     return BatchAugmentation(settings)(tile().expand(count, -1, -1, -1), seeds(count)).numpy()
 
 
@@ -281,7 +281,7 @@ def test_a_batch_is_distributed_as_monais_tiles(operation: str) -> None:
 
 def test_the_defaults_are_distributed_as_the_tile_transforms() -> None:
     """Those of MONAI are the same, draw for draw: tests/datasets/test_augmentation.py."""
-    settings = AugmentationSettings()
+    settings = AugmentConfig()
     assert least_p(by_monai(settings, 800), by_batch(settings, 4000)) > 2e-3
 
 
@@ -292,7 +292,7 @@ def test_the_defaults_are_distributed_as_the_tile_transforms() -> None:
 )
 def test_the_comparison_would_tell_other_settings(other: dict[str, Any]) -> None:
     settings = chosen("colour")
-    changed = dataclasses.replace(settings, **other)
+    changed = settings.model_copy(update=other)
     assert least_p(by_monai(settings, 500), by_batch(changed, 4000)) < 2e-3
 
 
@@ -368,7 +368,7 @@ def test_a_gpu_draws_the_same_and_the_host_does_not_wait() -> None:
 @pytest.mark.parametrize("shape", [(24, 24), (10, 18)])
 def test_nothing_switched_on_is_the_plain_image(shape: tuple[int, int]) -> None:
     images = tiles(3)[:, :, : shape[0], : shape[1]]
-    done = BatchAugmentation(AugmentationSettings(**OFF))(images, seeds(3))
+    done = BatchAugmentation(AugmentConfig(**OFF))(images, seeds(3))
     assert torch.equal(done, images / 255)
 
 
@@ -376,7 +376,7 @@ def test_nothing_switched_on_is_the_plain_image(shape: tuple[int, int]) -> None:
 def test_samples_that_are_passed_over_keep_every_level(operation: str) -> None:
     """Each operation is switched on, and chosen so rarely that none of these samples has it."""
     rare = {name: 1e-7 for name in OFF if getattr(chosen(operation), name)}
-    settings = dataclasses.replace(chosen(operation), **rare)
+    settings = chosen(operation).model_copy(update=rare)
     assert torch.equal(BatchAugmentation(settings)(tiles(9), seeds(9)), tiles(9) / 255)
 
 

@@ -17,7 +17,7 @@ from medkd.errors import ConfigError, TrainingError
 from medkd.inference.engine import Students
 from medkd.inference.package import load_package
 from medkd.training.cohorts import build_cohort
-from medkd.training.data import load_tile_table, training_loader
+from medkd.training.data import epoch_batches, load_tile_table, training_loader
 from medkd.training.predict_stage import run_predict_stage
 from medkd.training.train_stage import run_train_stage
 from tests.conftest import Cohort
@@ -120,16 +120,17 @@ def test_a_teacher_of_an_earlier_run(cohort: Cohort) -> None:
 
 
 def test_views_are_different_augmentations_of_one_tile(cohort: Cohort) -> None:
-    config = cohort.variant("train.method=pcl")
+    config = cohort.variant("train.method=pcl", "train.augment.where=loader")
     table = load_tile_table(config, cohort.rows)
-    dataset, _ = training_loader(config, table.tiles.head(4), views=3)
-    item = dataset[0]
-    assert item["image"].shape == (3, 3, 64, 64)
-    first, second, third = item["image"]
+    loader, sampler = training_loader(config, table.tiles.head(4), views=3)
+    (batch,) = epoch_batches(loader, sampler, config, 0)
+    assert batch["image"].shape == (4, 3, 3, 64, 64)
+    first, second, third = batch["image"][0]
     assert not torch.equal(first, second)
     assert not torch.equal(second, third)
-    again, _ = training_loader(config, table.tiles.head(4), views=3)
-    assert torch.equal(again[0]["image"], item["image"])
+    loader, sampler = training_loader(config, table.tiles.head(4), views=3)
+    (again,) = epoch_batches(loader, sampler, config, 0)
+    assert torch.equal(again["image"], batch["image"])
     # Of one tile: mirrors and turns keep the colours, and the jitter shifts them a little.
     assert (first.mean((1, 2)) - second.mean((1, 2))).abs().max() < 0.15
 
