@@ -141,7 +141,7 @@ class TrainConfig(Strict):
     non_finite: Literal["stop", "continue"] = Field(
         "stop",
         description="When a network gives numbers that are not finite: end the run, or leave that "
-        "network out and go on with the others (looks at the device in every step).",
+        "network's step out and go on.",
     )
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field(
         "32-true", description="Fabric's precision."

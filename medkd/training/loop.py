@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -21,7 +21,7 @@ from medkd.training.engine import Engine
 from medkd.training.images import device_images
 from medkd.training.loading import Batches
 from medkd.training.memory import is_out_of_memory, out_of_memory
-from medkd.training.optimization import clip_by_node
+from medkd.training.optimization import clip_by_node, drop_broken_gradients
 from medkd.training.pace import Pace
 
 _STEP_SEEDS = 1_000_000
@@ -192,17 +192,17 @@ def _gradients_meet(engine: Engine, last: bool) -> AbstractContextManager[None]:
     return engine.fabric.no_backward_sync(engine.forward)  # type: ignore[arg-type]
 
 
-def _update(engine: Engine, alive: Mapping[str, Tensor]) -> None:
-    """One step of the optimizer with the gradients at hand."""
+def _update(engine: Engine, alive: Flags) -> None:
+    """One step of the optimizer with the gradients at hand; tells in ``alive`` which were not."""
     config = engine.config
+    if config.non_finite == "continue":
+        engine.cohort.drop_dead_gradients(alive)
+        for owner, is_finite in drop_broken_gradients(engine.parameters).items():
+            if owner in alive:
+                alive[owner] = alive[owner] & is_finite
     if config.clip_norm is not None:
         engine.fabric.strategy.precision.unscale_gradients(engine.optimizer)
         clip_by_node(engine.parameters, config.clip_norm)
-    if config.non_finite == "continue":
-        for name, flag in alive.items():
-            if not flag:
-                for parameter in engine.parameters.get(name, ()):
-                    parameter.grad = None
     engine.optimizer.step()
 
 
@@ -212,6 +212,7 @@ def _alternating_step(engine: Engine, images: Tensor, labels: Tensor) -> tuple[T
     with fabric.autocast():
         seen = cohort.look(images, learning=True)
     terms: Terms = {}
+    alive = {name: one.alive for name, one in seen.items()}
     for node in cohort.graph.nodes:
         own = cohort.terms(seen, labels, learner=node.name)
         if not own:
@@ -219,8 +220,9 @@ def _alternating_step(engine: Engine, images: Tensor, labels: Tensor) -> tuple[T
         engine.optimizer.zero_grad(set_to_none=True)
         fabric.backward(torch.stack(list(own.values())).sum())
         # The others have no gradient, and are left as they are.
-        _update(engine, {node.name: seen[node.name].alive})
+        _update(engine, alive)
         terms |= {name: value.detach() for name, value in own.items()}
         with torch.no_grad(), fabric.autocast():
             seen = cohort.look_again(seen, node.name, images)
-    return terms, {name: one.alive for name, one in seen.items()}
+        alive |= {name: alive[name] & one.alive for name, one in seen.items()}
+    return terms, alive

@@ -90,3 +90,21 @@ def clip_by_node(parameters: Mapping[str, Iterable[nn.Parameter]], max_norm: flo
         if gradients:
             norm = nn.utils.get_total_norm(gradients)
             nn.utils.clip_grads_with_norm_([p for p in owned if p.grad is not None], max_norm, norm)
+
+
+@torch.no_grad()
+def drop_broken_gradients(
+    parameters: Mapping[str, Iterable[nn.Parameter]],
+) -> dict[str, Tensor]:
+    """Set every node's gradient to zero where it is not finite; tells by node where it was.
+
+    A loss can be finite and its gradient not. Nothing waits for the device.
+    """
+    found = {}
+    for name, owned in parameters.items():
+        gradients: list[Tensor] = [p.grad for p in owned if p.grad is not None]
+        if gradients:
+            found[name] = nn.utils.get_total_norm(gradients).isfinite()
+            for gradient in gradients:
+                gradient.masked_fill_(~found[name], 0)  # a product with zero would keep NaN
+    return found

@@ -284,7 +284,9 @@ def test_what_cannot_be_divided_is_told(
             cohort.variant(f"train.method={cohort.folder}/alternating.yaml", "train.accumulate=2"),
             cohort.rows,
         )
-    assert str(error.value).startswith("train.accumulate: the method 'dml' updates its networks")
+    assert str(error.value).startswith(
+        "train.accumulate: the method 'alternating' updates its networks"
+    )
     monkeypatch.setattr("medkd.datasets.patches.EpochSampler.__len__", lambda self: 1)
     with pytest.raises(TrainingError, match="an epoch has 1 tiles, and a step is divided into 2"):
         run_train_stage(cohort.variant("train.accumulate=2"), cohort.rows)

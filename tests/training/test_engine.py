@@ -23,7 +23,7 @@ from medkd.tasks.classification import Classification
 from medkd.training.cohorts import build_cohort, learning_rates
 from medkd.training.devices import make_fabric
 from medkd.training.engine import Engine, set_up
-from medkd.training.loop import train_epoch
+from medkd.training.loop import EpochCourse, train_epoch
 from medkd.training.optimization import learning_rate_factor, parameter_groups
 from medkd.training.train_stage import run_train_stage
 from tests.conftest import Cohort as SlideCohort
@@ -187,6 +187,23 @@ def test_each_networks_gradient_is_shortened_by_itself() -> None:
             value, before[name] - 0.1 * factor * of[name], rtol=1e-4, atol=1e-6
         )
     assert 0 < shortened < len(before)
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_a_gradient_that_is_not_finite_moves_nothing(clip: float | None) -> None:
+    """The loss is; the gradient of one weight overflows."""
+    cohort = cohort_of()
+    before = parameters(cohort)
+    engine = engine_of(cohort, non_finite="continue", clip_norm=clip)
+    weight = cohort.get_parameter("nodes.student_1.classifier.weight")
+    weight.register_hook(lambda gradient: gradient * float("inf"))
+    course = EpochCourse()
+    means = train_epoch(engine, [batch(), batch(1)], epoch=0, course=course)
+    assert all(math.isfinite(value) for value in means.values())
+    assert course.broken() == {"student_1": 2}
+    for name, value in cohort.named_parameters():
+        assert value.isfinite().all()
+        assert torch.equal(value, before[name]) == name.startswith("nodes.student_1."), name
 
 
 def test_the_moving_average_is_one() -> None:

@@ -99,7 +99,12 @@ def test_killed_twenty_times_it_ends_as_if_never_killed(cohort: Cohort) -> None:
     last.join(600)
     assert last.exitcode == 0, (folder / "killed.txt").read_text()[-2000:]
 
-    one, other = configured(folder, "whole").run_folder, configured(folder, "killed").run_folder
+    assert_same_ending(
+        configured(folder, "whole").run_folder, configured(folder, "killed").run_folder
+    )
+
+
+def assert_same_ending(one: Path, other: Path) -> None:
     names = sorted(path.name for path in (one / "networks").iterdir())
     assert names == sorted(path.name for path in (other / "networks").iterdir())
     for name in names:
