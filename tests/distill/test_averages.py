@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from medkd.distill.averages import WeightAverages
+from medkd.distill.averages import WeightAverages, is_finite
 from medkd.distill.graph import expand
 from medkd.distill.method import load_method
 from tests.distill.hand_made import Made, batch, make, steps, stir, total, toy
@@ -222,6 +222,31 @@ def test_a_source_that_is_not_finite_leaves_its_mean_as_it_is(value: float, step
     assert was.shape == source.shape
     found = one.cohort.averages["mean_0"].classifier.weight
     torch.testing.assert_close(found, decay * was + (1 - decay) * source, atol=1e-12, rtol=0)
+
+
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+    ),
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_one_bad_number_among_many_is_found(value: float, device: str) -> None:
+    """Wherever it stands: maxima of long rows of numbers were seen to lose a NaN."""
+    layer = nn.Linear(1000, 1000).to(device)
+    with torch.no_grad():
+        layer.weight[0, 0] = 1e30
+        assert is_finite(layer)
+        for place in (0, 1, 7, 8, 123_457, 999_999):
+            kept = layer.weight.view(-1)[place].clone()
+            layer.weight.view(-1)[place] = value
+            assert not is_finite(layer)
+            layer.weight.view(-1)[place] = kept
+        assert is_finite(layer)
 
 
 def test_large_weights_are_finite() -> None:
