@@ -47,7 +47,7 @@ def tell_tile_set(summary: TileSetSummary, out: Path) -> None:
     )
     print(f"Tables: {out / 'slides.csv'} and {out / 'tiles' / 'index.parquet'}")
     if with_roles:
-        print(f"Split: {out / 'splits.parquet'}; 'medkd split' would draw another one.")
+        print(f"Split: {out / 'splits.parquet'}, as published; go on with 'medkd train'.")
     kept = " (it was there, and is left as it was)" if summary.config_kept else ""
     print(f"Configuration: {summary.config}{kept}")
     finish(summary.problems, out / "tiles" / PROBLEMS_NAME)

@@ -15,6 +15,7 @@ from monai.transforms import Compose
 from torch.utils.data import Sampler
 
 from medkd.errors import MedkdError
+from medkd.slides.imported_tiles import IMAGE_COLUMN, read_import_record
 
 
 def seed_of(*parts: int) -> int:
@@ -35,20 +36,31 @@ def patch_items(
         tiles: rows of the index with a column ``label``.
         tiles_folder: where the stores lie.
         classes: gives the number of each label.
-        store: what they hold, ``tile.store`` of the configuration.
+        store: what they hold, ``tile.store`` of the configuration. Imported tiles have none.
 
     Returns:
         ``{"image": (path, x, y), "label": int}`` for each tile; the path is of the zip of JPEGs,
-        or of the record of a slide that is read itself.
+        of the record of a slide that is read itself, or of an imported tile's image.
     """
-    ending = {"jpeg": "zip", "coordinates": "json"}[store]
     number = {name: index for index, name in enumerate(classes)}
     return [
-        {"image": (str(tiles_folder / f"{slide}.{ending}"), int(x), int(y)), "label": number[label]}
-        for slide, x, y, label in zip(
-            tiles["slide_id"], tiles["x"], tiles["y"], tiles["label"], strict=True
+        {"image": (path, int(x), int(y)), "label": number[label]}
+        for path, x, y, label in zip(
+            _tile_paths(tiles, tiles_folder, store),
+            tiles["x"],
+            tiles["y"],
+            tiles["label"],
+            strict=True,
         )
     ]
+
+
+def _tile_paths(tiles: pd.DataFrame, folder: Path, store: str) -> list[str]:
+    imported = read_import_record(folder)
+    if imported is not None:
+        return [str(imported.root / image) for image in tiles[IMAGE_COLUMN]]
+    ending = {"jpeg": "zip", "coordinates": "json"}[store]
+    return [str(folder / f"{slide}.{ending}") for slide in tiles["slide_id"]]
 
 
 class PatchDataset(CacheDataset):

@@ -13,6 +13,7 @@ from medkd.config import Config, SplitConfig
 from medkd.datasets.tables import SlideRow
 from medkd.errors import StageError
 from medkd.files import atomic_path, make_folder
+from medkd.slides.imported_tiles import read_import_record
 
 ROLES = ("train", "validation", "test")
 
@@ -131,7 +132,8 @@ def run_split_stage(rows: Sequence[SlideRow], config: Config) -> SplitSummary:
     """Split the patients of ``rows`` and write splits.parquet.
 
     Raises:
-        StageError: too few patients, or another split is there and runs were trained on it.
+        StageError: too few patients, or another split is there, which runs were trained on or
+            which imported tiles were published with.
     """
     patients = {row.patient_id: row.label for row in rows}
     split = split_patients(patients, config.split, config.seed, where=config.data.slides)
@@ -146,6 +148,13 @@ def run_split_stage(rows: Sequence[SlideRow], config: Config) -> SplitSummary:
                 where=path,
                 remedy="Choose another output folder, so that no test patient of one split is "
                 "a training patient of the other.",
+            )
+        imported = read_import_record(config.tiles_folder)
+        if not kept and imported is not None and imported.published_split:
+            raise StageError(
+                "the split that the tiles were published with is there",
+                where=path,
+                remedy="Go on with 'medkd train'; to draw another one, remove this file first.",
             )
     if not kept:
         make_folder(path.parent)

@@ -13,16 +13,17 @@ from monai.transforms import Compose, MapTransform, ToTensord
 from medkd.config import AugmentConfig
 from medkd.datasets.augmentation import monai_transforms
 from medkd.errors import StageError
+from medkd.slides.imported_tiles import read_image
 from medkd.slides.slide_tiles import SlideTiles
 from medkd.slides.store import TileStore
 
 
 class LoadStoredTiled(MapTransform):
-    """Read tiles from zip stores, or from the slides themselves where a store has places only.
+    """Read tiles from zip stores, from the slides where a store has places only, or from images.
 
     An item ``{"image": (path, x, y), ...}`` becomes ``{"image": uint8 3 x H x W, ...}``, RGB. The
-    path is that of the zip, or of the slide's record (``.json``). A worker process opens each file
-    by itself.
+    path is that of the zip, of the slide's record (``.json``), or of an imported tile's image. A
+    worker process opens each file by itself.
     """
 
     def __init__(self, keys: KeysCollection) -> None:
@@ -56,6 +57,8 @@ class LoadStoredTiled(MapTransform):
     def _read(self, path: str, x: int, y: int) -> np.ndarray:
         if path.endswith(".json"):
             return self._slides.read(Path(path), x, y)
+        if not path.endswith(".zip"):
+            return read_image(Path(path))
         if path not in self._stores:
             self._stores[path] = TileStore(path)
         return self._stores[path].read(x, y)

@@ -148,9 +148,12 @@ def write_tile_set(
         root = folder / _COPIES
     _write_slides(table, root, out)
     table["role"] = _with_validation(table, options)
-    if (table["role"] != "").all():
+    published = bool((table["role"] != "").all())
+    if published:
         _write_split(table, out / "splits.parquet")
-    imported = ImportedTiles(options.kind, root, size_px, options.mpp, options.has_places)
+    imported = ImportedTiles(
+        options.kind, root, size_px, options.mpp, options.has_places, published
+    )
     write_problems(folder / PROBLEMS_NAME, left_out)
     details = {"tiles": len(table), "left_out": len(left_out), "software": f"medkd {__version__}"}
     write_import_record(folder, imported, details)

@@ -17,7 +17,7 @@ from medkd.inference.package import load_package, set_operating_point
 from medkd.slide_level.aggregate import ENSEMBLE, Aggregation, aggregate
 from medkd.slide_level.plots import evaluation_plots
 from medkd.slide_level.statistics import Estimate
-from medkd.slides.store import read_tile_records
+from medkd.slides.imported_tiles import slide_records
 from medkd.tracking import TrackedRun, store_errors, tracked_runs, tracking_uri
 
 
@@ -56,7 +56,7 @@ def run_aggregate_stage(config: Config) -> AggregateResult:
             f"cannot be read: {str(error)[:200]}", where=path, remedy="Run 'medkd predict' again."
         ) from error
     slide_ids = sorted(predictions["slide_id"].unique())
-    records = read_tile_records(config.tiles_folder, slide_ids)
+    records = slide_records(config.tiles_folder, slide_ids, config.tile)
     result = aggregate(
         predictions,
         {row.patient_id: row.label for row in rows},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from medkd.config import TileConfig
 from medkd.errors import StageError
 from medkd.files import write_json
+from medkd.progress import warn
+from medkd.slides.store import INDEX_NAME, read_index, read_tile_records
 
 RECORD_NAME = "import.json"
 IMAGE_COLUMN = "image"
@@ -32,6 +36,7 @@ class ImportedTiles:
         mpp: micrometres per pixel of every tile; None where nobody knows.
         has_places: ``x`` and ``y`` of the index are level-0 pixels. Otherwise ``x`` numbers the
             tiles of a slide and ``y`` is -1.
+        published_split: the data set says who tests, and ``splits.parquet`` keeps to it.
     """
 
     kind: str
@@ -39,6 +44,7 @@ class ImportedTiles:
     size_px: int
     mpp: float | None
     has_places: bool
+    published_split: bool = False
 
 
 def write_import_record(folder: Path, tiles: ImportedTiles, details: dict[str, Any]) -> None:
@@ -58,6 +64,7 @@ def write_import_record(folder: Path, tiles: ImportedTiles, details: dict[str, A
         "size_px": tiles.size_px,
         "mpp": tiles.mpp,
         "has_places": tiles.has_places,
+        "published_split": tiles.published_split,
         **details,
     }
     write_json(folder / RECORD_NAME, content)
@@ -80,13 +87,84 @@ def read_import_record(folder: Path) -> ImportedTiles | None:
             size_px=content["size_px"],
             mpp=content["mpp"],
             has_places=content["has_places"],
+            published_split=content["published_split"],
         )
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise StageError(
             f"is no record of an import: {error}", where=path, remedy=_IMPORT_AGAIN
         ) from None
+
+
+def slide_records(
+    folder: Path, slide_ids: Sequence[str], parameters: TileConfig
+) -> dict[str, dict[str, Any]]:
+    """What is known of each slide, whether its tiles were cut by the tile stage or imported.
+
+    Of imported tiles ``tissue_area_mm2`` is the area of a slide's tiles, as nobody measured its
+    tissue. Where their resolution is not known, that of ``parameters`` stands for it, with a
+    warning.
+
+    Args:
+        folder: of the index.
+        slide_ids: of the slides.
+        parameters: the section ``tile`` of the configuration.
+
+    Returns:
+        The records of the tile stage, or such with the keys ``parameters``, ``slide``
+        (``synthetic``) and ``tissue_area_mm2``.
+
+    Raises:
+        StageError: a slide has no record or no tiles, or the imported tiles have another size or
+            resolution than ``parameters`` says.
+    """
+    imported = read_import_record(folder)
+    if imported is None:
+        return read_tile_records(folder, slide_ids)
+    for key, wanted, found in (
+        ("size_px", parameters.size_px, imported.size_px),
+        ("mpp", parameters.mpp, imported.mpp),
+    ):
+        if found is not None and abs(wanted - found) > 1e-9:
+            raise StageError(
+                f"the imported tiles have {key} {found:g}, and tile.{key} is {wanted:g}",
+                where=folder / RECORD_NAME,
+                remedy=f"Set tile.{key} to {found:g}.",
+            )
+    if imported.mpp is None:
+        warn(
+            f"nobody knows the resolution of the imported tiles; tile.mpp {parameters.mpp:g} um/px "
+            "is taken for it."
+        )
+    tiles = read_index(folder)["slide_id"].value_counts()
+    missing = [slide_id for slide_id in slide_ids if slide_id not in tiles]
+    if missing:
+        raise StageError(
+            f"holds no tile of slide '{missing[0]}'",
+            where=folder / INDEX_NAME,
+            remedy=_IMPORT_AGAIN,
+        )
+    tile_mm = parameters.size_px * parameters.mpp / 1000
+    return {
+        slide_id: {
+            "parameters": parameters.recorded(),
+            "slide": {"synthetic": False},
+            "tissue_area_mm2": int(tiles[slide_id]) * tile_mm**2,
+        }
+        for slide_id in slide_ids
+    }
+
+
+def refuse_imported(folder: Path) -> None:
+    """Raise a StageError where the tiles in ``folder`` were imported: there is nothing to tile."""
+    imported = read_import_record(folder)
+    if imported is not None:
+        raise StageError(
+            f"these tiles were imported ('medkd import {imported.kind}'), not cut from slides",
+            where=folder,
+            remedy="Go on with 'medkd split' or 'medkd train', or set 'output' to another folder.",
+        )
 
 
 def read_image(path: Path) -> np.ndarray:

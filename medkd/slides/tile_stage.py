@@ -12,6 +12,7 @@ from medkd.config import TileConfig
 from medkd.errors import SlideError
 from medkd.files import make_folder, output_errors, remove_stale_temporaries
 from medkd.progress import progress
+from medkd.slides.imported_tiles import refuse_imported
 from medkd.slides.store import INDEX_NAME, write_index
 from medkd.slides.tile_report import write_report
 from medkd.slides.tile_slide import (
@@ -60,8 +61,10 @@ def run_tile_stage(
 
     Raises:
         OutputError: the folder cannot be written to. Slides that were finished are kept.
+        StageError: the folder holds tiles that were imported.
     """
     began = time.monotonic()
+    refuse_imported(folder)
     make_folder(folder)
     remove_stale_temporaries(folder)
     tasks = [

@@ -17,7 +17,8 @@ from medkd.datasets.tables import SlideRow
 from medkd.datasets.transforms import tile_transforms
 from medkd.errors import StageError, TableError, TrainingError
 from medkd.files import sha256_of_json
-from medkd.slides.store import read_index, read_tile_records
+from medkd.slides.imported_tiles import slide_records
+from medkd.slides.store import read_index
 from medkd.training.devices import Ranks
 from medkd.training.loading import Batches, TileLoader, pins_memory
 
@@ -52,7 +53,8 @@ def load_tile_table(config: Config, rows: Sequence[SlideRow]) -> TileTable:
     index = read_index(config.tiles_folder)
     known = {row.slide_id for row in rows}
     tiles = index[index["slide_id"].isin(known)].copy()
-    records = read_tile_records(config.tiles_folder, sorted(tiles["slide_id"].unique()))
+    slide_ids = sorted(tiles["slide_id"].unique())
+    records = slide_records(config.tiles_folder, slide_ids, config.tile)
     wanted_parameters = config.tile.recorded()
     for slide_id, record in records.items():
         if record["parameters"] != wanted_parameters:

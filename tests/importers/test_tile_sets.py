@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from medkd.config import load_config
-from medkd.datasets.split import check_split, read_split
+from medkd.datasets.split import check_split, read_split, run_split_stage
 from medkd.datasets.tables import read_slides
 from medkd.errors import StageError
 from medkd.importers.class_folders import import_class_folders
@@ -90,10 +90,12 @@ def test_the_published_tiles_become_slides_index_and_split(published: Path, tmp_
     assert set(index["y"]) == {-1}
     assert set(index["x"]) == {0, 1, 2}
     record = read_import_record(config.tiles_folder)
-    assert record == ImportedTiles("tcga-tiles", published.absolute(), 16, 0.5, False)
+    assert record == ImportedTiles("tcga-tiles", published.absolute(), 16, 0.5, False, True)
     for tile in index.itertuples():
         number = int(tile.slide_id[8:12]) - 3500
         assert (read_image(record.root / tile.image) == number).all()
+    with pytest.raises(StageError, match="the split that the tiles were published with is there"):
+        run_split_stage(rows, config)
     # Nothing was copied.
     assert files_below(out) == [
         "medkd.yaml",
