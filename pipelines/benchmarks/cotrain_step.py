@@ -33,7 +33,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 from cotrain_floor import H200_BYTES_PER_S, H200_FLOP_PER_S, step_cost
+from cotrain_memory import WAYS as MEMORY_WAYS
+from cotrain_memory import peak_mb
 from cotrain_ways import (
+    SIZES,
     Batch,
     Settings,
     Sizes,
@@ -46,14 +49,6 @@ from cotrain_ways import (
     solo_steps,
 )
 
-from medkd.networks.spec import NetworkSpec
-
-SIZES = {
-    "small": Sizes(
-        NetworkSpec("resnet18", 2, width=0.5), (NetworkSpec("resnet10", 2, width=0.5),) * 3, 96, 32
-    ),
-    "issue": Sizes(NetworkSpec("resnet50", 2), (NetworkSpec("resnet18", 2),) * 3, 224, 64),
-}
 FLOOR_BATCHES = (256, 32)
 WARM_UP_STEPS = 3
 # Of an epoch of tiny images.
@@ -66,6 +61,7 @@ SETTINGS = {
     "bf16": Settings(fused=True, bf16=True),
     "compiled": Settings(fused=True, compiled=True),
     "bf16_compiled": Settings(fused=True, bf16=True, compiled=True),
+    "recompute": Settings(fused=True, recompute=True),
 }
 SOLO = ("", "bf16", "compiled")
 # Of the first step's summed losses, which differ by rounding and by the order of updates.
@@ -211,6 +207,18 @@ def different_losses(losses: dict[str, float], settings: dict[str, Settings]) ->
     return None
 
 
+def memory_figures(sizes: str, batch: int) -> dict[str, Any]:
+    """Peak memory of the joint step, and of that with activation checkpointing, over the hand's."""
+    peaks = {way: peak_mb(way, sizes, batch) for way in MEMORY_WAYS}
+    told = ", ".join(f"{way} {peak:.0f} MB" for way, peak in peaks.items())
+    print(f"\npeak memory of a step in float32: {told}")
+    hand = peaks.pop("hand_loop")
+    return {
+        "memory_vs_hand_loop": round(peaks["medkd"] / hand, 3),
+        "memory_recompute_vs_hand_loop": round(peaks["medkd_recompute"] / hand, 3),
+    }
+
+
 def floor_ratios(steps: int, device: torch.device, sizes: Sizes, mode: str) -> dict[str, Any]:
     """The joint step with the best settings over its floor, by batch; null without a GPU."""
     rates = f"{H200_BYTES_PER_S / 1e12:g} TB/s and {H200_FLOP_PER_S / 1e12:g} TFLOP/s"
@@ -306,6 +314,9 @@ def main() -> None:
         for name in settings:
             print_profile(named("medkd", name), ways[named("medkd", name)], device)
     ways.clear()  # the memory is wanted for the largest batch
+    found |= memory_figures(chosen, sizes.batch)
+    if "recompute" in settings:
+        found["recompute_time"] = ratio(times, "medkd_recompute", "medkd_fused")
     found |= floor_ratios(arguments.steps, device, SIZES["issue"], arguments.compile_mode)
     print(json.dumps(found | {"settings": told}))
     sys.exit(different_losses(losses, settings))

@@ -29,6 +29,7 @@ from medkd.training.devices import make_fabric
 from medkd.training.engine import Engine, set_up
 from medkd.training.loop import train_epoch
 from medkd.training.optimization import parameter_groups
+from medkd.training.recompute import recompute_stages
 
 Step = Callable[[], Tensor]
 
@@ -60,6 +61,14 @@ class Sizes:
         return (self.teacher, *self.students)
 
 
+SIZES = {
+    "small": Sizes(
+        NetworkSpec("resnet18", 2, width=0.5), (NetworkSpec("resnet10", 2, width=0.5),) * 3, 96, 32
+    ),
+    "issue": Sizes(NetworkSpec("resnet50", 2), (NetworkSpec("resnet18", 2),) * 3, 224, 64),
+}
+
+
 @dataclass(frozen=True)
 class Batch:
     """Random images and labels on the device.
@@ -85,12 +94,14 @@ class Settings:
         compiled: torch.compile, default mode: the whole cohort, or each network alone.
         bf16: autocast to bfloat16.
         mode: of torch.compile.
+        recompute: activation checkpointing; of the joint step only.
     """
 
     fused: bool = False
     compiled: bool = False
     bf16: bool = False
     mode: str = "default"
+    recompute: bool = False
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
         """The context of a forward."""
@@ -143,6 +154,8 @@ def joint_step(sizes: Sizes, batch: Batch, settings: Settings) -> Step:
     cohort = cohort_of(sizes).to(device)
     cohort.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     cohort.train()
+    if settings.recompute:
+        recompute_stages(cohort)
     optimizer = settings.optimizer(parameter_groups(cohort, TrainConfig()))
     forward = settings.runnable(cohort)
 
