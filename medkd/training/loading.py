@@ -173,7 +173,9 @@ def _begin(_: int) -> None:
     It may wait for a batch at that moment, so this process ends a little later.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_S))
+    if sys.platform != "win32":
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_S))
 
 
 @contextmanager
