@@ -66,7 +66,8 @@ KNOWN_SOURCES = (
     LabelSource(
         "liu",
         ("liu2018_MSIStatus", "MSI_STATUS", "MSIStatus", "MSI Status"),
-        # Tumours with few unstable markers (MSI-L) behave as stable ones: Boland et al. 1998.
+        # MSI-L is taken for stable, as in the clinic: Boland and Goel, Gastroenterology 2010,
+        # doi:10.1053/j.gastro.2009.12.064.
         Statuses({"MSI-H": POSITIVE, "MSI-L": NEGATIVE, "MSS": NEGATIVE}),
     ),
     LabelSource(
