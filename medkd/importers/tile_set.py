@@ -237,14 +237,24 @@ def _copy(table: pd.DataFrame, root: Path, folder: Path) -> list[str]:
             # The whole path, as two folders may hold images of one name.
             name = image.replace("/", "__")
             source, copy = root / image, folder / slide_id / name
-            if not copy.exists():
+            if not _is_copied(source, copy):
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 temporary = copy.with_name(f".{name}.{os.getpid()}.medkd-tmp")
-                shutil.copyfile(source, temporary)
-                temporary.replace(copy)
+                # Not flushed one by one, which would take longer than the copying: after a power
+                # cut a file may be short, and is then copied again.
+                try:
+                    shutil.copyfile(source, temporary)
+                    temporary.replace(copy)
+                except BaseException:
+                    temporary.unlink(missing_ok=True)
+                    raise
             copies.append(f"{slide_id}/{name}")
             advance()
     return copies
+
+
+def _is_copied(source: Path, copy: Path) -> bool:
+    return copy.is_file() and copy.stat().st_size == source.stat().st_size
 
 
 def _with_validation(table: pd.DataFrame, options: TileSetOptions) -> pd.Series:

@@ -185,4 +185,8 @@ def read_image(path: Path) -> np.ndarray:
         ) from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         # Pillow tells of a damaged PNG by a SyntaxError.
-        raise StageError(f"cannot be decoded: {error}", where=path, remedy=_IMPORT_AGAIN) from error
+        raise StageError(
+            f"cannot be decoded: {error}",
+            where=path,
+            remedy="Run 'medkd import' again with --decode, which leaves such files out.",
+        ) from error
