@@ -231,9 +231,11 @@ def _in_words(report: LabelReport) -> list[str]:
         f"label, {counts[NEGATIVE]} {NEGATIVE} and {counts[POSITIVE]} {POSITIVE}."
     )
     without = [p for p in report.patients if p.patient_id not in report.labels]
-    silent = sum(not patient.calls for patient in without)
+    torn = len(report.problems)
+    silent = sum(not patient.calls for patient in without) - torn
     if without:
         lines.append(
-            f"Without a label: {silent} whom no source calls, {len(without) - silent} by the rule."
+            f"Without a label: {silent} whom no source calls, {len(without) - silent - torn} by "
+            "the rule" + (f", {torn} with two labels by one source." if torn else ".")
         )
     return lines

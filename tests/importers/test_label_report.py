@@ -102,6 +102,10 @@ def test_a_patient_with_two_labels_by_one_source_is_left_out(tmp_path: Path) -> 
         "Keep the row that is right, or leave the patient out."
     ]
     assert report.labels == {"p2": "MSS"}
+    write_label_report(report, tmp_path / "out")
+    assert "Without a label: 0 whom no source calls, 0 by the rule, 1 with two labels by one" in (
+        tmp_path / "out" / "label_report.txt"
+    ).read_text().replace("\n", " ")
 
 
 def test_the_files(cohort: Path, tmp_path: Path) -> None:

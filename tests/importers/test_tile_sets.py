@@ -202,9 +202,7 @@ def test_a_file_that_was_cut_off_is_found_by_decoding(published: Path, tmp_path:
     assert import_tcga_tiles(published, tmp_path / "header").problems == ()
     (problem,) = import_tcga_tiles(published, tmp_path / "decoded", decode=True).problems
     assert str(problem).startswith(f"{path}: is no image that can be read: ")
-    with pytest.raises(
-        StageError, match=r"cannot be decoded: .* again with --decode, which leaves"
-    ):
+    with pytest.raises(StageError, match=r"cannot be decoded: .* again with --decode"):
         read_image(path)
 
 
