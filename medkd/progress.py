@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 Advance = Callable[..., None]
 """``advance(steps=1, note="")``: ``steps`` more are done; ``note`` stands beside the bar."""
@@ -50,7 +51,7 @@ def progress(title: str, total: int, *, done: int = 0) -> Iterator[Advance]:
     if _is_silent:
         yield _nothing
     elif sys.stderr.isatty():
-        with _live(title, total, done) as advance:
+        with live_progress(title, total, done=done) as advance:
             yield advance
     else:
         with _plain(title, total, done) as advance:
@@ -62,7 +63,10 @@ def _nothing(steps: int = 1, note: str = "") -> None:
 
 
 @contextmanager
-def _live(title: str, total: int, done: int) -> Iterator[Advance]:
+def live_progress(
+    title: str, total: int, *, done: int = 0, file: TextIO | None = None
+) -> Iterator[Advance]:
+    """One live line on a terminal: standard error, or ``file`` as if it were one."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -73,6 +77,7 @@ def _live(title: str, total: int, done: int) -> Iterator[Advance]:
         TimeRemainingColumn,
     )
 
+    console = Console(file=file, force_terminal=True) if file else Console(stderr=True)
     columns = (
         TextColumn("{task.description:<9}"),
         BarColumn(bar_width=30),
@@ -82,7 +87,7 @@ def _live(title: str, total: int, done: int) -> Iterator[Advance]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=Console(stderr=True), refresh_per_second=4) as bar:
+    with Progress(*columns, console=console, refresh_per_second=4) as bar:
         task = bar.add_task(title, total=total, completed=done, note="")
 
         def advance(steps: int = 1, note: str = "") -> None:

@@ -102,7 +102,7 @@ def run_train_stage(
         )
     tracker = None
     if ranks.is_first:
-        _write_settings(config, method)
+        write_settings(config, method)
         tracker = CohortTracker(config, graph, cohort, table)
     phase = Phase(config, graph, table, cohort, identity, tracker, fabric, ranks)
     try:
@@ -122,7 +122,8 @@ def run_train_stage(
     return result
 
 
-def _write_settings(config: Config, method: Method) -> None:
+def write_settings(config: Config, method: Method) -> None:
+    """The resolved configuration and the method, with its drawings, to the run's folder."""
     folder = config.run_folder
     write_text(folder / "config.yaml", yaml.safe_dump(config.resolved(), sort_keys=False))
     write_text(folder / "method.yaml", method.text)

@@ -9,7 +9,6 @@ it was before the networks and their batch were made.
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -38,13 +37,21 @@ def grown_mb(way: str, name: str, batch: int, device: torch.device) -> float:
     small = replace(sizes, side_px=32, batch=2)
     for_once = _step(way, small, device)
     for_once()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = most_mb()
     step = _step(way, sizes, device)
     for _ in range(STEPS):
         step()
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e6
+    return most_mb() - before
+
+
+def most_mb() -> float:
+    """The most memory that this process ever had."""
+    # Not getrusage's ru_maxrss, which begins with that of the process that started this one.
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    (line,) = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) * 1024 / 1e6
 
 
 def _step(way: str, sizes: Sizes, device: torch.device) -> Step:

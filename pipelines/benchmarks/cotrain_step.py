@@ -25,6 +25,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -111,9 +112,11 @@ def chosen_settings(*, compiled: bool, mode: str) -> dict[str, Settings]:
     }
 
 
-def ways_of(sizes: Sizes, batch: Batch, settings: dict[str, Settings]) -> dict[str, Step]:
-    """Every way, by its name."""
-    loop, bare = loop_and_bare_step(sizes, batch)
+def ways_of(
+    sizes: Sizes, batch: Batch, settings: dict[str, Settings], closing: ExitStack
+) -> dict[str, Step]:
+    """Every way, by its name; what they open is closed with ``closing``."""
+    loop, bare = loop_and_bare_step(sizes, batch, closing)
     ways = {"hand_loop": hand_loop(sizes, batch), "kdlib_pattern": kdlib_pattern(sizes, batch)}
     for name, setting in settings.items():
         ways[named("medkd", name)] = joint_step(sizes, batch, setting)
@@ -122,7 +125,7 @@ def ways_of(sizes: Sizes, batch: Batch, settings: dict[str, Settings]) -> dict[s
     # Hardly any arithmetic, so that what the loop adds can be seen.
     tiny = replace(sizes, side_px=32, batch=2)
     tiny_batch = random_batch(tiny, batch.labels.device)
-    tiny_loop, tiny_bare = loop_and_bare_step(tiny, tiny_batch, TINY_STEPS)
+    tiny_loop, tiny_bare = loop_and_bare_step(tiny, tiny_batch, closing, TINY_STEPS)
     return ways | {"loop": loop, "bare": bare, "tiny_loop": tiny_loop, "tiny_bare": tiny_bare}
 
 
@@ -305,8 +308,9 @@ def main() -> None:
     }
     print(", ".join(f"{key} {value}" for key, value in told.items()), flush=True)
     load_before = os.getloadavg()[0]
-    ways = ways_of(sizes, random_batch(sizes, device), settings)
-    times, losses = timed(ways, arguments.steps, Clock(arguments.clock, device))
+    with ExitStack() as closing:
+        ways = ways_of(sizes, random_batch(sizes, device), settings, closing)
+        times, losses = timed(ways, arguments.steps, Clock(arguments.clock, device))
     told["load"] = [round(load, 1) for load in (load_before, os.getloadavg()[0])]
     print_times(times)
     found = figures(times, settings)

@@ -6,17 +6,21 @@ with AdamW. Each way is a function that takes one step and returns the sum of th
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import pandas as pd
 import torch
 from monai.networks.nets import ResNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medkd.config import TrainConfig
+from medkd.config import Config, TrainConfig
 from medkd.distill.cohort import Cohort
 from medkd.distill.graph import expand
 from medkd.distill.method import load_method
@@ -24,12 +28,20 @@ from medkd.networks.resnet import monai_resnet
 from medkd.networks.spec import NetworkSpec
 from medkd.networks.staged import IMAGENET_MEAN, IMAGENET_STD, StagedNetwork
 from medkd.networks.zoo import build
+from medkd.progress import live_progress
 from medkd.tasks.classification import Classification
+from medkd.training import checkpoint
+from medkd.training.data import TileTable
 from medkd.training.devices import make_fabric
 from medkd.training.engine import Engine, set_up
+from medkd.training.interruption import StopRequest
 from medkd.training.loop import train_epoch
 from medkd.training.optimization import parameter_groups
+from medkd.training.phase import Phase
 from medkd.training.recompute import recompute_stages
+from medkd.training.run_tracking import CohortTracker
+from medkd.training.train_stage import write_settings
+from medkd.training.watch import Watch
 
 Step = Callable[[], Tensor]
 
@@ -197,29 +209,65 @@ def decay_groups(network: nn.Module) -> list[dict[str, object]]:
     ]
 
 
-def loop_and_bare_step(sizes: Sizes, batch: Batch, epoch_steps: int = 1) -> tuple[Step, Step]:
+def loop_and_bare_step(
+    sizes: Sizes, batch: Batch, closing: ExitStack, epoch_steps: int = 1
+) -> tuple[Step, Step]:
     """An epoch through the training loop, and as many steps without it.
 
-    Both train the same cohort, so that they differ in nothing but the loop. What the loop does once
-    in an epoch counts for these few steps, so its cost is told rather too high.
+    The loop is the whole of it: it checks the losses, looks for signals, shows a live progress line
+    (to nowhere) and logs to MLflow (sqlite), until ``closing`` is closed. Both train the same
+    cohort, so that they differ in nothing but that. What the loop does once in an epoch counts for
+    these few steps, so its cost is told rather too high. What a save of the state costs depends on
+    the disk; it comes every ten minutes and is left out.
     """
-    config = TrainConfig(
+    train = TrainConfig(
         learning_rate=LEARNING_RATE,
         epochs=1_000_000,
         device="cuda" if batch.labels.is_cuda else "cpu",
+        batch_size=sizes.batch,
+        save_minutes=1e6,
     )
-    engine = set_up(cohort_of(sizes), config, epoch_steps, make_fabric(config)[0])
+    folder = Path(closing.enter_context(TemporaryDirectory(ignore_cleanup_errors=True)))
+    config = Config(output=folder, train=train)
+    fabric, ranks = make_fabric(train)
+    engine = set_up(cohort_of(sizes), train, epoch_steps, fabric, ranks=ranks)
     batches = [{"image": batch.images, "label": batch.labels}] * epoch_steps
-    epochs = iter(range(config.epochs))
+    epochs = iter(range(train.epochs))
+    watch = _watch(config, engine, closing, epoch_steps)
 
     def loop() -> Tensor:
-        means = train_epoch(engine, batches, epoch=next(epochs))
+        means = train_epoch(
+            engine, batches, epoch=next(epochs), pace=watch.pace, after_step=watch.after_step
+        )
         return torch.tensor(sum(means.values()))
 
     def bare() -> Tensor:
         return torch.stack([bare_step(engine, batch) for _ in batches]).mean()
 
     return loop, bare
+
+
+def _watch(config: Config, engine: Engine, closing: ExitStack, epoch_steps: int) -> Watch:
+    """What looks after a training, with a real tracker."""
+    graph = engine.cohort.graph
+    write_settings(config, load_method(graph.method))
+    config.splits_file.write_bytes(b"")
+    tiles = pd.DataFrame({"role": ["train"], "patient_id": ["noise"], "slide_id": ["noise"]})
+    table = TileTable(tiles, digest="noise", synthetic=True)
+    tracker = CohortTracker(config, graph, engine.cohort, table)
+    closing.callback(tracker.finish, "FINISHED")
+    phase = Phase(
+        config=config,
+        graph=graph,
+        table=table,
+        cohort=engine.cohort,
+        identity="noise",
+        tracker=tracker,
+        fabric=engine.fabric,
+        ranks=engine.ranks,
+    )
+    advance = closing.enter_context(live_progress("training", 1_000_000, file=io.StringIO()))
+    return Watch(phase, engine, checkpoint.Progress(), StopRequest(), advance, epoch_steps)
 
 
 def bare_step(engine: Engine, batch: Batch) -> Tensor:
