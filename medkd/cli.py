@@ -112,21 +112,26 @@ def tile(config: ConfigOption = None, assignments: SetOption = None) -> None:
 
 @app.command()
 def split(config: ConfigOption = None, assignments: SetOption = None) -> None:
-    """Give every patient a role: train, validation or test, stratified by class."""
+    """Give every patient a role in each fold: train, validation or test, stratified by class."""
     settings = _load(config, assignments)
     from medkd.datasets.split import run_split_stage
 
     rows = _rows(settings)
     summary = run_split_stage(rows, settings)
-    header = ("role", *settings.data.classes)
+    several, by_site = len(summary.counts) > 1, any(summary.test_sites)
     print_table(
         "Patients",
-        header,
+        ("fold",) * several + ("role", *settings.data.classes) + ("test sites",) * by_site,
         (
-            (role, *(counts.get(name, 0) for name in settings.data.classes))
-            for role, counts in summary.counts.items()
+            (fold,) * several
+            + (role, *(counts.get(name, 0) for name in settings.data.classes))
+            + (" ".join(summary.test_sites[fold]) if role == "test" else "",) * by_site
+            for fold, of_fold in enumerate(summary.counts)
+            for role, counts in of_fold.items()
         ),
     )
+    if several:
+        print(f"Folds: {len(summary.counts)}; --set split.fold=K names the one to train.")
     print(f"Split: {settings.splits_file}")
 
 
@@ -159,7 +164,7 @@ def train(
     from medkd.training.train_stage import run_train_stage
 
     print(
-        f"Training '{settings.train.name}' with the method {settings.train.method}: "
+        f"Training '{settings.run_name}' with the method {settings.train.method}: "
         f"{settings.train.epochs} epochs, to {settings.run_folder}"
     )
     result = run_train_stage(
@@ -194,7 +199,7 @@ def predict(config: ConfigOption = None, assignments: SetOption = None) -> None:
     rows = _rows(settings)
     from medkd.training.predict_stage import run_predict_stage
 
-    print(f"Predicting with the networks of '{settings.train.name}'")
+    print(f"Predicting with the networks of '{settings.run_name}'")
     path, tiles, networks = run_predict_stage(settings, rows)
     print(f"{tiles:,} tiles, {networks} networks. Predictions: {path}")
 

@@ -104,9 +104,16 @@ class Config(Strict):
         return self.output / "splits.parquet"
 
     @property
+    def run_name(self) -> str:
+        """``train.name``; of a split into folds with the fold, such as ``kd_ml-fold3``."""
+        split = self.split
+        one_fold = split.scheme in ("holdout", "file") and split.fold == 0
+        return self.train.name if one_fold else f"{self.train.name}-fold{split.fold}"
+
+    @property
     def run_folder(self) -> Path:
         """Where everything of this training run lies."""
-        return self.output / "runs" / self.train.name
+        return self.output / "runs" / self.run_name
 
     @property
     def model_folder(self) -> Path:

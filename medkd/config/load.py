@@ -16,6 +16,9 @@ from medkd.errors import ConfigError
 from medkd.schema import faults, set_in
 from medkd.yaml_file import KeyPath, YamlDocument, parse_yaml, read_yaml
 
+# Relative to where the command is given, not to the file.
+_PATH_KEYS = ("output", "data.slides", "tile.annotations", "split.file")
+
 
 def load_config(path: Path | None, assignments: tuple[str, ...] = ()) -> Config:
     """Read a configuration file, apply ``key.path=value`` assignments, and check everything.
@@ -87,6 +90,9 @@ def _anchor_paths(content: dict[str, Any], folder: Path) -> None:
     tile = content.get("tile")
     if isinstance(tile, dict) and isinstance(tile.get("annotations"), str):
         tile["annotations"] = str(folder / tile["annotations"])
+    split = content.get("split")
+    if isinstance(split, dict) and isinstance(split.get("file"), str):
+        split["file"] = str(folder / split["file"])
     train = content.get("train")
     if isinstance(train, dict):
         if str(train.get("method", "")).endswith((".yaml", ".yml")):
@@ -107,7 +113,7 @@ def _assign(content: dict[str, Any], assignment: str, assigned: dict[KeyPath, st
         )
     steps = key.strip().split(".")
     value: Any = parse_yaml(text, f"--set {assignment}").content if text.strip() else None
-    if key.strip() in ("output", "data.slides", "tile.annotations") and isinstance(value, str):
+    if key.strip() in _PATH_KEYS and isinstance(value, str):
         value = str(Path(value).expanduser().resolve())
     try:
         set_in(content, steps, value)

@@ -1,89 +1,55 @@
-"""Who trains, who chooses, who is tested: roles are given to patients, stratified by class."""
+"""The split stage, and how later stages read what it wrote."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from medkd.config import Config, SplitConfig
+from medkd.config import Config
+from medkd.datasets.patients import Patient, patients_of
+from medkd.datasets.split_file import read_role_table
+from medkd.datasets.split_schemes import ROLES, make_folds, sites_with_every_class
 from medkd.datasets.tables import SlideRow
 from medkd.errors import StageError
 from medkd.files import atomic_path, make_folder
+from medkd.progress import warn
 from medkd.slides.imported_tiles import read_import_record
 
-ROLES = ("train", "validation", "test")
+__all__ = ["ROLES", "SplitSummary", "check_split", "read_split", "run_split_stage"]
 
 
-def split_patients(
-    patients: Mapping[str, str], config: SplitConfig, seed: int, *, where: object = "slides.csv"
-) -> pd.DataFrame:
-    """Give each patient a role.
-
-    Args:
-        patients: patient id to label.
-        config: the shares.
-        seed: the same seed gives the same roles, whatever the order of ``patients``.
-        where: named in the error.
-
-    Returns:
-        A table with the columns patient_id, label, role, sorted by patient. In each class each
-        role has its share within one patient, and at least one patient.
+def read_split(path: Path, fold: int = 0) -> pd.DataFrame:
+    """Read one fold of splits.parquet: patient_id, label, role.
 
     Raises:
-        StageError: a class has fewer than three patients.
+        StageError: it is absent, not a split, or has no such fold.
     """
-    roles: dict[str, str] = {}
-    for number, label in enumerate(sorted(set(patients.values()))):
-        members = sorted(p for p, of in patients.items() if of == label)
-        if len(members) < len(ROLES):
-            raise StageError(
-                f"class {label} has {len(members)} patient{'s' * (len(members) != 1)}, and each "
-                "of train, validation and test needs one",
-                where=where,
-                remedy="Add patients of that class.",
-            )
-        order = np.random.default_rng((seed, number)).permutation(len(members))
-        counts = _apportion(len(members), (config.train, config.validation, config.test))
-        drawn = iter(order)
-        for role, count in zip(ROLES, counts, strict=True):
-            for _ in range(count):
-                roles[members[next(drawn)]] = role
-    return pd.DataFrame(
-        {
-            "patient_id": sorted(patients),
-            "label": [patients[p] for p in sorted(patients)],
-            "role": [roles[p] for p in sorted(patients)],
-        }
-    )
+    folds = _read_folds(path)
+    count = int(folds["fold"].max()) + 1
+    if fold >= count:
+        raise StageError(
+            f"has no fold {fold}, only {'fold 0' if count == 1 else f'0 to {count - 1}'}",
+            where=path,
+            remedy="Choose one of these as split.fold.",
+        )
+    chosen = folds.loc[folds["fold"] == fold, ["patient_id", "label", "role"]]
+    return chosen.reset_index(drop=True)
 
 
-def _apportion(total: int, shares: Sequence[float]) -> list[int]:
-    """Whole numbers nearest to ``shares`` of ``total`` (largest remainders), none of them zero."""
-    ideal = [share * total for share in shares]
-    counts = [int(value) for value in ideal]
-    by_remainder = sorted(range(len(shares)), key=lambda i: counts[i] - ideal[i])
-    for index in by_remainder[: total - sum(counts)]:
-        counts[index] += 1
-    while 0 in counts:
-        counts[counts.index(max(counts))] -= 1
-        counts[counts.index(0)] += 1
-    return counts
-
-
-def read_split(path: Path) -> pd.DataFrame:
-    """Read splits.parquet.
-
-    Raises:
-        StageError: it is absent, or not a split.
-    """
+def _read_folds(path: Path) -> pd.DataFrame:
     if not path.exists():
         raise StageError("no split yet", where=path, remedy="Run 'medkd split' first.")
     try:
-        return pd.read_parquet(path, columns=["patient_id", "label", "role"])
+        table = pd.read_parquet(path)
+        if "fold" not in table.columns:
+            # A split that was published with a data set, or made before there were folds.
+            table["fold"] = 0
+        if not len(table):
+            raise ValueError("it is empty")
+        return table[["patient_id", "label", "fold", "role"]]
     except Exception as error:
         raise StageError(
             f"is not a split: {str(error)[:200]}",
@@ -122,9 +88,16 @@ def check_split(
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """Patients by role and class; ``kept`` where an equal split was there already."""
+    """What the terminal shows.
 
-    counts: dict[str, dict[str, int]]
+    Attributes:
+        counts: of each fold, role to class to number of patients.
+        test_sites: of each fold, the sites of its test patients; empty where sites play no part.
+        kept: an equal split was there already.
+    """
+
+    counts: tuple[dict[str, dict[str, int]], ...]
+    test_sites: tuple[tuple[str, ...], ...]
     kept: bool
 
 
@@ -132,35 +105,65 @@ def run_split_stage(rows: Sequence[SlideRow], config: Config) -> SplitSummary:
     """Split the patients of ``rows`` and write splits.parquet.
 
     Raises:
-        StageError: too few patients, or another split is there, which runs were trained on or
-            which imported tiles were published with.
+        StageError: too few patients or sites, or another split is there, which runs were trained
+            on or which imported tiles were published with.
+        TableError: the user's table of roles cannot be used.
     """
-    patients = {row.patient_id: row.label for row in rows}
-    split = split_patients(patients, config.split, config.seed, where=config.data.slides)
+    where = config.data.slides
+    patients = patients_of(rows, with_sites=config.split.needs_sites, where=where)
+    if config.split.file is not None:
+        split = read_role_table(config.split.file, patients)
+    else:
+        split = make_folds(patients, config.split, config.seed, where=where)
     path = config.splits_file
-    kept = False
-    if path.exists():
-        kept = read_split(path).equals(split)
-        runs = sorted(p.parent.name for p in (config.output / "runs").glob("*/checkpoints"))
-        if not kept and runs:
-            raise StageError(
-                f"another split is there, and {', '.join(runs)} was trained on it",
-                where=path,
-                remedy="Choose another output folder, so that no test patient of one split is "
-                "a training patient of the other.",
-            )
-        imported = read_import_record(config.tiles_folder)
-        if not kept and imported is not None and imported.published_split:
-            raise StageError(
-                "the split that the tiles were published with is there",
-                where=path,
-                remedy="Go on with 'medkd train'; to draw another one, remove this file first.",
-            )
+    kept = path.exists() and _read_folds(path).equals(split)
+    if path.exists() and not kept:
+        _refuse_another(config)
     if not kept:
         make_folder(path.parent)
         with atomic_path(path) as temporary:
             split.to_parquet(temporary, index=False)
-    table = pd.crosstab(split["role"], split["label"])
-    return SplitSummary(
-        {role: {str(k): int(v) for k, v in table.loc[role].items()} for role in ROLES}, kept
-    )
+    if config.split.scheme == "leave_one_site_out":
+        _tell_of_sites_never_left_out(patients, config)
+    return _summary(split, patients, kept)
+
+
+def _refuse_another(config: Config) -> None:
+    """Raise where the split that is there must not be replaced."""
+    path = config.splits_file
+    runs = sorted(p.parent.name for p in (config.output / "runs").glob("*/checkpoints"))
+    if runs:
+        raise StageError(
+            f"another split is there, and {', '.join(runs)} was trained on it",
+            where=path,
+            remedy="Choose another output folder, so that no test patient of one split is "
+            "a training patient of the other.",
+        )
+    imported = read_import_record(config.tiles_folder)
+    if imported is not None and imported.published_split:
+        raise StageError(
+            "the split that the tiles were published with is there",
+            where=path,
+            remedy="Go on with 'medkd train'; to draw another one, remove this file first.",
+        )
+
+
+def _tell_of_sites_never_left_out(patients: Sequence[Patient], config: Config) -> None:
+    inside = [p for p in patients if p.site not in config.split.external_sites]
+    never = {p.site for p in inside} - set(sites_with_every_class(inside))
+    if never:
+        warn(
+            f"a class has no patient at {', '.join(sorted(never))}: never left out, in train or "
+            "validation in every fold."
+        )
+
+
+def _summary(split: pd.DataFrame, patients: Sequence[Patient], kept: bool) -> SplitSummary:
+    site = {patient.patient_id: patient.site for patient in patients}
+    counts, sites = [], []
+    for _, fold in split.groupby("fold"):
+        table = pd.crosstab(fold["role"], fold["label"])
+        counts.append({r: {str(k): int(v) for k, v in table.loc[r].items()} for r in ROLES})
+        of_test = fold.loc[fold["role"] == "test", "patient_id"].map(site)
+        sites.append(tuple(sorted(set(of_test) - {""})))
+    return SplitSummary(tuple(counts), tuple(sites), kept)

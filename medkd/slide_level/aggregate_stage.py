@@ -46,7 +46,8 @@ def run_aggregate_stage(config: Config) -> AggregateResult:
     if not path.exists():
         raise StageError("no predictions yet", where=path, remedy="Run 'medkd predict' first.")
     rows = read_slides(config.data.slides, config.data.classes)
-    check_split(read_split(config.splits_file), rows, where=config.splits_file)
+    split = read_split(config.splits_file, config.split.fold)
+    check_split(split, rows, where=config.splits_file)
     package = load_package(config.model_folder, needs_operating_point=False)
     try:
         predictions = pd.read_parquet(path)

@@ -48,7 +48,7 @@ def load_tile_table(config: Config, rows: Sequence[SlideRow]) -> TileTable:
         StageError: no tiles, no split, a split of other patients, a role without tiles of a class.
         TableError: ``train.balance`` goes by the site, and a slide has none.
     """
-    split = read_split(config.splits_file)
+    split = read_split(config.splits_file, config.split.fold)
     check_split(split, rows)
     index = read_index(config.tiles_folder)
     known = {row.slide_id for row in rows}

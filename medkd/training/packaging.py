@@ -50,7 +50,7 @@ def write_model_package(
         config.model_folder,
         {
             "schema_version": 1,
-            "name": config.mlflow.registered_model or config.train.name,
+            "name": config.mlflow.registered_model or config.run_name,
             "version": created.strftime("%Y.%m.%d.%H%M%S"),
             "created": created.isoformat(timespec="seconds"),
             "task": "classification",
@@ -67,7 +67,7 @@ def write_model_package(
             "provenance": {
                 "run_id": run_id,
                 "experiment": config.mlflow.experiment,
-                "run_name": config.train.name,
+                "run_name": config.run_name,
                 "method": graph.method,
                 "seed": config.seed,
                 "epochs": config.train.epochs,

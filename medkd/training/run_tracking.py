@@ -193,14 +193,14 @@ def _open_runs(
         with store_errors(uri):
             run_ids = {
                 PARENT: open_run(
-                    client, experiment, config.train.name, run_id=known.get(PARENT), tags=tags
+                    client, experiment, config.run_name, run_id=known.get(PARENT), tags=tags
                 )
             }
             for node in graph.nodes:
                 run_ids[node.name] = open_run(
                     client,
                     experiment,
-                    f"{config.train.name}: {node.name}",
+                    f"{config.run_name}: {node.name}",
                     run_id=known.get(node.name),
                     parent_id=run_ids[PARENT],
                     tags={"medkd.role": node.role, "medkd.method": graph.method, **source},
