@@ -111,6 +111,9 @@ class _Pair(NamedTuple):
 
     def shown(self) -> Tensor:
         """What the mean takes up: itself in place of a source that is not sound."""
+        if self.sound.device.type == "cpu":
+            # Nothing to wait for, and a copy of all weights costs more than the mean itself.
+            return self.source if self.sound else self.mean
         return torch.where(self.sound, self.source, self.mean)
 
 
