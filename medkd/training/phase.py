@@ -91,8 +91,8 @@ def train_phase(phase: Phase) -> checkpoint.Progress:
     tiles = phase.table.tiles
     training = tiles[tiles["role"] == "train"].reset_index(drop=True)
     held_out = tiles[tiles["role"] == "validation"].reset_index(drop=True)
-    dataset, sampler = training_loader(config, training, views=graph.views)
-    steps = len(epoch_batches(dataset, sampler, config, 0, ranks=ranks))
+    loader, sampler = training_loader(config, training, views=graph.views)
+    steps = len(epoch_batches(loader, sampler, config, 0, ranks=ranks))
     engine = set_up(
         cohort,
         settings,
@@ -121,7 +121,7 @@ def train_phase(phase: Phase) -> checkpoint.Progress:
             terms = train_epoch(
                 engine,
                 epoch_batches(
-                    dataset, sampler, config, epoch, steps_done=course.steps_done, ranks=ranks
+                    loader, sampler, config, epoch, steps_done=course.steps_done, ranks=ranks
                 ),
                 epoch=epoch,
                 course=course,

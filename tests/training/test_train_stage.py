@@ -187,16 +187,6 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
     assert path.exists()
 
 
-def test_loader_workers_change_nothing(cohort: Cohort) -> None:
-    one = cohort.variant("train.epochs=1")
-    run_train_stage(one, cohort.rows)
-    first = weights(one)
-    run_train_stage(
-        cohort.variant("train.epochs=1", "train.loader_workers=2"), cohort.rows, restart=True
-    )
-    assert weights(one) == first
-
-
 def test_a_finished_run_is_not_trained_again(cohort: Cohort) -> None:
     config = cohort.variant("train.epochs=1")
     run_train_stage(config, cohort.rows)
