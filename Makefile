@@ -12,11 +12,14 @@ DEMO_OUT ?= medkd-demo
 demo: install
 	$(BIN)/medkd demo --out $(DEMO_OUT)
 
+# Tests run on every core, each with one thread, and the tests of a file on the same one.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
+
 test: install-test lint types
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-slow: install-test
-	$(BIN)/pytest -m slow
+	$(PYTEST) -m slow
 
 lint: install-test
 	$(BIN)/ruff check .

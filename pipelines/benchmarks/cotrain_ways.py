@@ -20,7 +20,7 @@ from monai.networks.nets import ResNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medkd.config import Config, TrainConfig
+from medkd.config import Config, NetworkConfig, TrainConfig
 from medkd.distill.cohort import Cohort
 from medkd.distill.graph import expand
 from medkd.distill.method import load_method
@@ -220,7 +220,12 @@ def loop_and_bare_step(
     these few steps, so its cost is told rather too high. What a save of the state costs depends on
     the disk; it comes every ten minutes and is left out.
     """
+    teacher, *students = [
+        NetworkConfig(network=spec.name, width=spec.width) for spec in sizes.specs
+    ]
     train = TrainConfig(
+        teacher=teacher,
+        students=tuple(students),
         learning_rate=LEARNING_RATE,
         epochs=1_000_000,
         device="cuda" if batch.labels.is_cuda else "cpu",
