@@ -175,6 +175,11 @@ class TrainConfig(Strict):
         10.0,
         description="The state is saved so often within an epoch, and after each; 0: in each step.",
     )
+    rho_steps: Annotated[int, Field(ge=0)] = Field(
+        2,
+        description="Before training, time so many joint steps against each network's own, for "
+        "the metric rho; 0: not.",
+    )
     save_steps: Positive | None = Field(
         None, description="The state is saved after so many steps, too; null: by time alone."
     )

@@ -34,6 +34,7 @@ class Progress:
         best_log_loss: validation log loss of the deployed ensemble at that epoch, nats.
         curves: one row per epoch, network and metric.
         seconds: time spent training, all processes together.
+        rho: time of a joint step over that of the networks' own; None where it was not measured.
     """
 
     epochs_done: int = 0
@@ -42,6 +43,7 @@ class Progress:
     best_log_loss: float = float("inf")
     curves: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
+    rho: float | None = None
 
 
 def save_checkpoint(folder: Path, identity: str, progress: Progress, state: dict[str, Any]) -> None:

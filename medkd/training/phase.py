@@ -30,6 +30,7 @@ from medkd.training.engine import Engine, set_up
 from medkd.training.evaluation import ENSEMBLE, evaluate, predict_tiles
 from medkd.training.interruption import deferred_stop
 from medkd.training.loop import EpochCourse, train_epoch
+from medkd.training.rho import measure_rho
 from medkd.training.run_tracking import CohortTracker
 from medkd.training.watch import Watch
 
@@ -115,6 +116,8 @@ def train_phase(phase: Phase) -> checkpoint.Progress:
         deferred_stop() as request,
         progress(label, steps * settings.epochs, done=before) as advance,
     ):
+        if state is None:
+            _measure_rho(phase, engine, done)
         watch = Watch(phase, engine, done, request, advance, steps)
         while done.epochs_done < settings.epochs and not _is_stuck(done, settings):
             epoch = done.epochs_done
@@ -157,6 +160,17 @@ def train_phase(phase: Phase) -> checkpoint.Progress:
             "--restart.",
         )
     return done
+
+
+def _measure_rho(phase: Phase, engine: Engine, done: checkpoint.Progress) -> None:
+    """What training together costs, where several networks are, in one process."""
+    settings = phase.settings
+    if phase.first or engine.ranks.count > 1 or not settings.rho_steps:
+        return
+    tiles = settings.batch_size // settings.accumulate
+    done.rho = measure_rho(engine, tiles, phase.config.tile.size_px, settings.rho_steps)
+    if phase.tracker is not None:
+        phase.tracker.log_rho(done.rho)
 
 
 def _is_stuck(done: checkpoint.Progress, settings: TrainConfig) -> bool:

@@ -120,6 +120,10 @@ class CohortTracker:
         for name, metrics in nested.items():
             self._nested[name].log_metrics(metrics, epoch)
 
+    def log_rho(self, rho: float) -> None:
+        """Log the time of a joint step over that of all networks alone."""
+        self._parent.log_metrics({"rho": rho}, 0)
+
     def log_result(self, best_epoch: int, best: Mapping[str, Mapping[str, float]]) -> None:
         """Log what the chosen epoch reached on validation tiles, and the networks' weights."""
         self._parent.log_metrics({"best_epoch": best_epoch}, best_epoch)

@@ -57,6 +57,7 @@ def run_identity(config: Config, method: Method, table: TileTable) -> str:
         "cache_mb",
         "save_minutes",
         "save_steps",
+        "rho_steps",
     }
     train = config.train.model_dump(mode="json", exclude=left_out)
     weights = [sha256_of_file(path) for path in weight_files(config)]
@@ -212,6 +213,7 @@ def _write_results(
             "data_digest": table.digest,
             "synthetic": table.synthetic,
             "seconds": round(result.seconds, 1),
+            "rho": None if done.rho is None else round(done.rho, 3),
         },
     )
     if phase.tracker is not None:

@@ -25,6 +25,7 @@ from medkd.training.devices import make_fabric
 from medkd.training.engine import Engine, set_up
 from medkd.training.loop import EpochCourse, train_epoch
 from medkd.training.optimization import learning_rate_factor, parameter_groups
+from medkd.training.rho import measure_rho
 from medkd.training.train_stage import run_train_stage
 from tests.conftest import Cohort as SlideCohort
 
@@ -372,3 +373,29 @@ def test_half_precision_needs_a_gpu(cohort: SlideCohort) -> None:
     assert str(error.value) == (
         "train.precision: 16-mixed needs a GPU. Set it to bf16-mixed or 32-true."
     )
+
+
+@pytest.mark.parametrize("method", ["kd_ml", "pcl", "kd_frozen", "one"])
+def test_measuring_rho_changes_nothing(method: str) -> None:
+    cohort = cohort_of(method, stem_stride=2)
+    engine = engine_of(cohort)
+    before = copy.deepcopy(cohort.state_dict())
+    assert 0.2 < measure_rho(engine, tiles=8, side_px=32, steps=2) < 5
+    assert all(torch.equal(before[key], value) for key, value in cohort.state_dict().items())
+    assert all(parameter.grad is None for parameter in cohort.parameters())
+
+
+def test_rho_is_of_a_forward_and_a_backward_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock that counts calls of networks, together is alone."""
+    cohort = cohort_of()
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    for node in cohort.nodes.values():
+        node.stem.register_forward_hook(count)
+    monkeypatch.setattr("medkd.training.rho.time.perf_counter", lambda: float(calls))
+    assert measure_rho(engine_of(cohort), tiles=4, side_px=32, steps=1) == 1.0
+    assert calls == 2 * 2 * 3
