@@ -76,18 +76,20 @@ def live_progress(
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.table import Column
 
     console = Console(file=file, force_terminal=True) if file else Console(stderr=True)
     columns = (
         TextColumn("{task.description:<9}"),
-        BarColumn(bar_width=30),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        # Cut where the terminal ends; a second line would flicker.
+        TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, ratio=1)),
     )
-    with Progress(*columns, console=console, refresh_per_second=4) as bar:
+    with Progress(*columns, console=console, refresh_per_second=4, expand=True) as bar:
         task = bar.add_task(title, total=total, completed=done, note="")
 
         def advance(steps: int = 1, note: str = "") -> None:

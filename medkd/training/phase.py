@@ -149,7 +149,7 @@ def train_phase(phase: Phase) -> checkpoint.Progress:
                 checkpoint.keep_only(phase.checkpoints, done.best_epoch)
             if phase.tracker is not None:
                 phase.tracker.log_epoch(epoch + 1, rows)
-            advance(0, note=f"epoch {epoch + 1}: validation log loss {log_loss:.3f}")
+            watch.validated(epoch + 1, log_loss)
             request.stop(*ranks.largest([request.signal_number or 0]))
     ranks.wait()
     if not done.best_epoch:

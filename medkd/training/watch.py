@@ -45,6 +45,7 @@ class Watch:
         self._phase, self._engine, self._done = phase, engine, done
         self._request, self._advance, self._steps = request, advance, steps
         self.pace = Pace()
+        self._validation = self._lately = ""
         self._saved = self._counted = time.monotonic()
 
     def after_step(self, course: EpochCourse) -> None:
@@ -95,6 +96,14 @@ class Watch:
             )
         self._saved = time.monotonic()
 
+    def validated(self, epoch: int, log_loss: float) -> None:
+        """Show what the epoch, from 1, came to."""
+        self._validation = f"epoch {epoch}: validation log loss {log_loss:.3f}"
+        self._show()
+
+    def _show(self) -> None:
+        self._advance(0, note="; ".join(filter(None, (self._validation, self._lately))))
+
     def _tell(self, course: EpochCourse) -> None:
         """Losses and speed; waits for the device."""
         check_finite(course, self._engine, self._done.epochs_done)
@@ -106,7 +115,8 @@ class Watch:
             networks.setdefault(node, {})[name] = value
             losses[node] = losses.get(node, 0.0) + value
         told = " ".join(f"{node} {value:.3g}" for node, value in losses.items())
-        self._advance(0, note=f"{figures['images_per_s']:.0f} tiles/s, loss {told}")
+        self._lately = f"{figures['images_per_s']:.0f} tiles/s, loss {told}"
+        self._show()
         if self._phase.tracker is not None:
             for group in self._engine.optimizer.param_groups:
                 owner = group["name"].split("/")[0]
