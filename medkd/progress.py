@@ -89,7 +89,15 @@ def live_progress(
         # Cut where the terminal ends; a second line would flicker.
         TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, ratio=1)),
     )
-    with Progress(*columns, console=console, refresh_per_second=4, expand=True) as bar:
+    with Progress(
+        *columns,
+        console=console,
+        refresh_per_second=4,
+        expand=True,
+        # What is printed meanwhile stands above the line, if it goes to the same terminal.
+        redirect_stdout=file is None,
+        redirect_stderr=file is None,
+    ) as bar:
         task = bar.add_task(title, total=total, completed=done, note="")
 
         def advance(steps: int = 1, note: str = "") -> None:
