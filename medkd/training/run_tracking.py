@@ -7,6 +7,7 @@ from typing import Any
 
 from medkd import __version__
 from medkd.config import Config
+from medkd.datasets.leakage import REPORT_NAME
 from medkd.distill.cohort import Cohort
 from medkd.distill.graph import Graph, Link, Node
 from medkd.errors import TrackingError
@@ -91,6 +92,8 @@ class CohortTracker:
         for name in ("config.yaml", "method.yaml", "method.svg", "method.png"):
             self._parent.log_file(config.run_folder / name)
         self._parent.log_file(config.splits_file)
+        if (config.run_folder / REPORT_NAME).exists():
+            self._parent.log_file(config.run_folder / REPORT_NAME)
 
     def _log_network(self, config: Config, graph: Graph, node: Node, parameters: int) -> None:
         links = [link for link in graph.links if link.learner == node.name]
@@ -189,6 +192,7 @@ def _open_runs(
         "medkd.data_digest": table.digest,
         "medkd.synthetic": str(table.synthetic).lower(),
         "medkd.research_use_only": "true",
+        "medkd.allowed_leakage": ", ".join(config.data.allow_leakage) or "none",
         **source,
     }
     uri = tracking_uri(config)

@@ -11,6 +11,7 @@ import yaml
 
 from medkd import __version__
 from medkd.config import Config
+from medkd.datasets.leakage import check_leakage
 from medkd.datasets.tables import SlideRow
 from medkd.distill.drawing import write_drawing
 from medkd.distill.graph import expand
@@ -81,7 +82,7 @@ def run_train_stage(
 
     Raises:
         TrainingError: the run was begun with other settings, or its loss is not finite.
-        StageError: tiles or split are missing.
+        StageError: tiles or split are missing, or the roles share what they must not share.
         MethodError: the method does not fit the networks.
     """
     method = load_method(config.train.method)
@@ -103,6 +104,7 @@ def run_train_stage(
         )
     tracker = None
     if ranks.is_first:
+        check_leakage(config, rows, table.tiles, weight_files(config))
         write_settings(config, method)
         tracker = CohortTracker(config, graph, cohort, table)
     phase = Phase(config, graph, table, cohort, identity, tracker, fabric, ranks)
