@@ -166,7 +166,7 @@ class TrainConfig(Strict):
     recompute: bool = Field(
         False,
         description="Activation checkpointing: keep each stage's input only and run the stage "
-        "again in the backward pass; less memory, about a third more time.",
+        "again in the backward pass; about a third less memory, half as much time again.",
     )
     loader_workers: Annotated[int, Field(ge=0)] = Field(
         0, description="Processes that load tiles beside the training process."
