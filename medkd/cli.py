@@ -261,6 +261,23 @@ def infer(
 
 
 @app.command()
+def preview(
+    config: ConfigOption = None,
+    assignments: SetOption = None,
+    out: Annotated[Path, typer.Option("--out", help="The picture.")] = Path("preview.png"),
+    tiles: Annotated[int, typer.Option("--tiles", help="Rows: tiles.", min=1, max=50)] = 6,
+    draws: Annotated[
+        int, typer.Option("--draws", help="Columns: augmentations of each.", min=1, max=20)
+    ] = 5,
+) -> None:
+    """Show training tiles as they are stored, and as training will see them."""
+    settings = _load(config, assignments)
+    from medkd.cli_look import preview_tiles
+
+    preview_tiles(settings, _rows(settings), out, tiles, draws)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for everything.")] = Path("medkd-demo"),
     seed: Annotated[int, typer.Option("--seed", help="Of slides, split and training.")] = 0,
