@@ -19,8 +19,8 @@ from medkd.datasets.perceptual_hash import (
 # Hashes of the same tile, encoded at quality 30, made smaller or recoloured, differed in 4 bits at
 # most on 1,500 real tiles.
 MOST_BITS = 10
-# Detail of two real tiles agreed by chance to 0.29 at most (3,000 pairs); of the same tile at quality
-# 30, or at half its side, to 0.99 at least.
+# Detail of two real tiles agreed by chance to 0.29 at most (3,000 pairs); of the same tile at
+# quality 30, or at half its side, to 0.99 at least.
 LEAST_AGREEMENT = 0.7
 
 _DETAIL_PX = 64
