@@ -359,7 +359,7 @@ except OutputError as error:
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="permissions of POSIX")
 @pytest.mark.parametrize("there", [True, False])
 def test_no_permission_to_write(tmp_path, there):
-    for folder in (tmp_path, *tmp_path.parents[:2]):
+    for folder in (tmp_path, *tmp_path.parents[:3]):
         folder.chmod(0o755)
     tiles = tmp_path / "tiles"
     if there:

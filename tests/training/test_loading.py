@@ -96,6 +96,22 @@ def test_workers_bring_the_same_batches_whatever_was_open_when_they_were_forked(
     assert not torch.equal(alone[0]["seed"], alone[half]["seed"])  # another epoch
 
 
+_before: set[int | None] = set()
+
+
+@pytest.fixture(autouse=True)
+def processes_of_other_tests() -> None:
+    """A loader that a failed training's traceback still holds keeps its processes."""
+    _before.clear()
+    _before.update(process.pid for process in multiprocessing.active_children())
+
+
+def loader_processes() -> list[int]:
+    """Of this test."""
+    found = (process.pid for process in multiprocessing.active_children())
+    return [pid for pid in found if pid is not None and pid not in _before]
+
+
 def test_processes_stay_from_one_epoch_to_the_next_and_end_with_the_loader(cohort: Cohort) -> None:
     config = quick(cohort, "train.loader_workers=2", "train.cache_mb=0")
     tiles = load_tile_table(config, cohort.rows).tiles.head(40)
@@ -103,11 +119,11 @@ def test_processes_stay_from_one_epoch_to_the_next_and_end_with_the_loader(cohor
     ids = []
     for epoch in range(2):
         list(epoch_batches(loader, sampler, config, epoch))
-        ids.append({process.pid for process in multiprocessing.active_children()})
+        ids.append(set(loader_processes()))
     assert ids[0] == ids[1]
     assert len(ids[0]) == 2
     del loader
-    assert not multiprocessing.active_children()
+    assert not loader_processes()
 
 
 def after_batches(monkeypatch: pytest.MonkeyPatch, count: int, happens: Callable[[], None]) -> None:
@@ -126,7 +142,7 @@ def after_batches(monkeypatch: pytest.MonkeyPatch, count: int, happens: Callable
 
 def kill_one() -> None:
     """As a system does that is short of memory."""
-    os.kill(min(process.pid for process in multiprocessing.active_children()), signal.SIGKILL)
+    os.kill(min(loader_processes()), signal.SIGKILL)
 
 
 def test_a_killed_worker_ends_the_training_with_one_line_and_it_goes_on(
@@ -165,8 +181,8 @@ def test_full_shared_memory_is_told_by_its_signal(cohort: Cohort) -> None:
     loader, sampler = training_loader(config, load_tile_table(config, cohort.rows).tiles)
     batches = iter(epoch_batches(loader, sampler, config, 0))
     next(batches)
-    (process,) = multiprocessing.active_children()
-    os.kill(process.pid, signal.SIGBUS)
+    (pid,) = loader_processes()
+    os.kill(pid, signal.SIGBUS)
     with pytest.raises(TrainingError, match=r", SIGBUS\). Shared memory \(/dev/shm\) is full: "):
         list(batches)
 
