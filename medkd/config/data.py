@@ -103,11 +103,10 @@ class SplitConfig(Strict):
             raise ValueError(
                 f"'scheme: {scheme}' needs 'folds' of 3 or more: one tests, the next one validates"
             )
-        if self.fold_count is not None and self.fold >= self.fold_count:
-            raise ValueError(
-                f"'fold' is {self.fold}, and 'scheme: {scheme}' has the folds 0 to "
-                f"{self.fold_count - 1} here"
-            )
+        count = self.fold_count
+        if count is not None and self.fold >= count:
+            there = "fold 0 alone" if count == 1 else f"the folds 0 to {count - 1} here"
+            raise ValueError(f"'fold' is {self.fold}, and 'scheme: {scheme}' has {there}")
         return self
 
     @property

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
-from medkd.config import Config, DataConfig, SplitConfig
+from medkd.cli import app
+from medkd.config import Config, DataConfig, SplitConfig, load_config
 from medkd.datasets.patients import patients_of
 from medkd.datasets.split import check_split, read_split, run_split_stage
 from medkd.datasets.split_schemes import make_folds
@@ -235,6 +237,40 @@ def test_a_table_of_roles_that_cannot_be_used_is_told(tmp_path: Path, text: str,
         run_split_stage(rows, config)
     assert str(error.value) == f"{tmp_path / 'roles.csv'}: {told}"
     assert not config.splits_file.exists()
+
+
+def test_the_table_of_roles_is_relative_to_the_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "medkd.yaml").write_text("split: {scheme: file, file: roles.csv}\n")
+    assert load_config(tmp_path / "medkd.yaml").split.file == tmp_path / "roles.csv"
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assigned = load_config(tmp_path / "medkd.yaml", ("split.file=mine.csv",))
+    assert assigned.split.file == here / "mine.csv"
+
+
+def test_the_command_shows_every_fold_and_its_test_sites(tmp_path: Path) -> None:
+    slides = "slide_id,path,patient_id,label,site\n" + "".join(
+        f"{site}{label}{n},x.svs,{site}{label}{n},{label},{site}\n"
+        for site in "ABC"
+        for label in ("MSI", "MSS")
+        for n in range(3)
+    )
+    (tmp_path / "slides.csv").write_text(slides)
+    (tmp_path / "medkd.yaml").write_text("split: {scheme: leave_one_site_out}\n")
+    result = CliRunner().invoke(app, ["split", "--config", str(tmp_path / "medkd.yaml")])
+    assert result.exit_code == 0
+    cells = [
+        [cell.strip() for cell in line.strip("│").split("│")]
+        for line in result.output.splitlines()
+        if line.startswith("│")
+    ]
+    assert [row for row in cells if row[1] == "test"] == [
+        [str(fold), "test", "3", "3", site] for fold, site in enumerate("ABC")
+    ]
+    assert "Folds: 3; --set split.fold=K names the one to train." in result.output
 
 
 def test_a_table_of_roles_that_is_not_there_is_told(tmp_path: Path) -> None:

@@ -337,7 +337,7 @@ def test_a_cohort_too_small_for_the_scheme_is_told(
             {"scheme": "kfold", "fold": 5},
             "'fold' is 5, and 'scheme: kfold' has the folds 0 to 4 here",
         ),
-        ({"fold": 1}, "'scheme: holdout' has the folds 0 to 0 here"),
+        ({"fold": 1}, "'fold' is 1, and 'scheme: holdout' has fold 0 alone"),
         (
             {"scheme": "site_preserved", "stratify_by_site": True},
             "'stratify_by_site' does not go with 'scheme: site_preserved'",
