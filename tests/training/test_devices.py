@@ -22,7 +22,7 @@ from torch.multiprocessing.spawn import spawn
 from medkd.config import NetworkConfig, TrainConfig
 from medkd.distill.cohort import Cohort
 from medkd.distill.graph import expand
-from medkd.distill.method import load_method
+from medkd.distill.method import load_method, method_names
 from medkd.errors import ConfigError, TrainingError
 from medkd.networks.zoo import configured_network
 from medkd.tasks.classification import Classification
@@ -41,7 +41,9 @@ def cohort_of(method: str = "kd_ml") -> Cohort:
     torch.manual_seed(0)
     network = NetworkConfig(network="resnet10", width=0.125)
     networks = {
-        node.name: configured_network(network, classes=2, where="here") for node in graph.nodes
+        node.name: configured_network(network, classes=2, where="here")
+        for node in graph.nodes
+        if node.is_network or node.role == "bridge"
     }
     return Cohort(graph, networks, Classification())
 
@@ -169,6 +171,31 @@ def test_forwards_of_a_step_exchange_their_sum_once(tmp_path: Path) -> None:
     for name, gradient in found[0]["gradients"].items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
         assert torch.equal(gradient, found[1]["gradients"][name])
+
+
+def every_method(engine: Engine, ranks: Ranks) -> dict[str, bool]:
+    """Whether both processes have the same weights, and other ones than before, after two steps."""
+    images, labels = share(ranks.rank)
+    same = {}
+    for method in method_names():
+        cohort = cohort_of(method)
+        before = [p.clone() for p in cohort.parameters() if p.requires_grad]
+        own = set_up(cohort, engine.config, 2, engine.fabric, ranks=ranks)
+        shown = images
+        if cohort.graph.views > 1:
+            shown = torch.stack([images] * cohort.graph.views, 1)
+        train_epoch(own, [{"image": shown, "label": labels}] * 2, epoch=0)
+        trained = [p.detach() for p in cohort.parameters() if p.requires_grad]
+        first, second = ranks.gathered(trained)
+        moved = any(not torch.equal(a, b) for a, b in zip(before, trained, strict=True))
+        same[method] = moved and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    return same
+
+
+def test_every_method_is_trained_on_two_processes(tmp_path: Path) -> None:
+    found = on_two_processes(every_method, tmp_path)
+    assert set(found[0]) == set(method_names())
+    assert all(found[0].values()), found[0]
 
 
 # Whole runs.

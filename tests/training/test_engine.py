@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from typer.testing import CliRunner
 
+from medkd.cli import app
 from medkd.config import NetworkConfig, TrainConfig
 from medkd.distill.cohort import Cohort
 from medkd.distill.graph import expand
@@ -349,6 +352,28 @@ def test_resume_can_be_required_and_refused(cohort: SlideCohort) -> None:
     run_train_stage(config, cohort.rows)
     result = run_train_stage(config, cohort.rows, needs_checkpoint=True)
     assert result.resumed_from == (1, 0)
+
+
+def test_the_command_line_says_whether_to_resume(cohort: SlideCohort) -> None:
+    called: list[dict[str, Any]] = []
+
+    def told(*arguments: str) -> dict[str, Any]:
+        call = ["train", "--config", str(cohort.folder / "medkd.yaml"), *arguments]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                "medkd.training.train_stage.run_train_stage",
+                lambda config, rows, **options: called.append(options) or sys.exit(0),
+            )
+            CliRunner().invoke(app, call)
+        return called[-1]
+
+    assert told() == told("--resume", "auto") == {"restart": False, "needs_checkpoint": False}
+    assert told("--resume", "required") == {"restart": False, "needs_checkpoint": True}
+    assert told("--resume", "never") == {"restart": True, "needs_checkpoint": False}
+    assert told("--restart") == {"restart": True, "needs_checkpoint": False}
+    refused = CliRunner().invoke(app, ["train", "--resume", "maybe"])
+    assert refused.exit_code == 2
+    assert "'maybe' is not one of" in refused.output
 
 
 @pytest.mark.parametrize(
