@@ -261,6 +261,21 @@ def infer(
 
 
 @app.command()
+def summary(
+    config: ConfigOption = None,
+    assignments: SetOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The page; summary.html in the output folder.")
+    ] = None,
+) -> None:
+    """Count patients, slides and tiles by class, role and site, and tell what is missing."""
+    settings = _load(config, assignments)
+    from medkd.cli_look import summarise_dataset
+
+    summarise_dataset(settings, _rows(settings), out or settings.output / "summary.html")
+
+
+@app.command()
 def preview(
     config: ConfigOption = None,
     assignments: SetOption = None,

@@ -28,6 +28,7 @@ from medkd.tracking import (
 )
 from medkd.training.cohorts import node_record
 from medkd.training.data import TileTable
+from medkd.training.dataset_tracking import DIGEST_TAG, log_dataset
 from medkd.training.evaluation import ENSEMBLE
 
 PARENT = "parent"
@@ -189,7 +190,7 @@ def _open_runs(
     tags = {
         "medkd.version": __version__,
         "medkd.method": graph.method,
-        "medkd.data_digest": table.digest,
+        DIGEST_TAG: table.digest,
         "medkd.synthetic": str(table.synthetic).lower(),
         "medkd.research_use_only": "true",
         "medkd.allowed_leakage": ", ".join(config.data.allow_leakage) or "none",
@@ -204,6 +205,7 @@ def _open_runs(
                     client, experiment, config.run_name, run_id=known.get(PARENT), tags=tags
                 )
             }
+            log_dataset(client, run_ids[PARENT], config, table)
             for node in graph.nodes:
                 run_ids[node.name] = open_run(
                     client,

@@ -1,0 +1,84 @@
+"""A training's data in MLflow: a dataset with its digest, and the page that tells of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medkd.config import Config
+from medkd.tracking import connect, read_run_ids, store_errors, tracking_uri
+from medkd.training.data import ROLES, TileTable
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput
+
+DIGEST_TAG = "medkd.data_digest"
+
+# MLflow's databases hold no more of a digest; the tag of the run has all of it.
+_MLFLOW_DIGEST_LETTERS = 36
+
+
+def dataset_input(config: Config, table: TileTable) -> DatasetInput:
+    """The tiles with labels and roles as MLflow's dataset, in the context ``training``.
+
+    Its profile has patients, slides and tiles of each role, its schema the classes and what a tile
+    is. Its source is slides.csv, which is named, not copied.
+    """
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+    from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
+
+    profile: dict[str, int] = {}
+    for role in ROLES:
+        part = table.tiles[table.tiles["role"] == role]
+        profile |= {
+            f"{role}_patients": int(part["patient_id"].nunique()),
+            f"{role}_slides": int(part["slide_id"].nunique()),
+            f"{role}_tiles": len(part),
+        }
+    schema = {
+        "classes": list(config.data.classes),
+        "tile_px": config.tile.size_px,
+        "mpp": config.tile.mpp,
+        "fold": config.split.fold,
+        "synthetic": table.synthetic,
+    }
+    source = config.data.slides.resolve()
+    dataset = Dataset(
+        name=source.stem,
+        digest=table.digest[:_MLFLOW_DIGEST_LETTERS],
+        source_type="local",
+        source=json.dumps({"uri": str(source)}),
+        schema=json.dumps(schema),
+        profile=json.dumps(profile),
+    )
+    return DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, "training")])
+
+
+def log_dataset(client: MlflowClient, run_id: str, config: Config, table: TileTable) -> None:
+    """Log the data of a run; what was logged before is not logged twice."""
+    client.log_inputs(run_id, [dataset_input(config, table)])
+
+
+def log_summary_page(config: Config, table: TileTable, page: Path) -> str | None:
+    """Give the page of a dataset, and the dataset, to the training that ran on it.
+
+    Returns:
+        The id of its parent run; None where there is no training in this store, or where it trained
+        on other data.
+
+    Raises:
+        TrackingError: the store does not answer, or does not know the run any more.
+    """
+    uri = tracking_uri(config)
+    run_id = read_run_ids(config.run_folder, uri).get("parent")
+    if run_id is None:
+        return None
+    client, _ = connect(config)
+    with store_errors(uri):
+        if client.get_run(run_id).data.tags.get(DIGEST_TAG) != table.digest:
+            return None
+        log_dataset(client, run_id, config, table)
+        client.log_artifact(run_id, str(page))
+    return run_id
