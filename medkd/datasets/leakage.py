@@ -126,7 +126,7 @@ def audit(
     findings = origin_findings(split, rows, _fingerprints(config, tiles), known)
     tiles = tiles.reset_index(drop=True)
     items = patch_items(tiles, config.tiles_folder, config.data.classes, store=config.tile.store)
-    places: list[TilePlace] = [item["image"] for item in items]
+    places: list[TilePlace] = items.places()
     hashes = tile_hashes(places, config.tiles_folder)
     shown = hashes["contrast"].to_numpy() >= LEAST_CONTRAST
     findings += _tile_findings(tiles, places, hashes, shown)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 from monai.data import CacheDataset
 from monai.transforms import Compose
@@ -16,11 +18,69 @@ from torch.utils.data import Sampler
 
 from medkd.errors import MedkdError
 from medkd.slides.imported_tiles import IMAGE_COLUMN, read_import_record
+from medkd.slides.store import RANGE_COLUMNS, with_ranges
+
+Values: TypeAlias = Sequence[Any] | np.ndarray | pd.Series
 
 
 def seed_of(*parts: int) -> int:
     """A 32-bit seed that is a function of ``parts`` alone, such as (seed, epoch, index)."""
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+
+@dataclass(frozen=True, eq=False)
+class PatchItems(Sequence[dict[Hashable, Any]]):
+    """Items of tiles, each made when it is asked for.
+
+    A million dicts would take a gigabyte in every process; columns take 30 MB. Forked processes
+    share them, others are sent them once.
+
+    An item is ``{"image": (path, x, y, offset_bytes, length_bytes), "label": int}`` where a tile is
+    stored in a zip, and ``{"image": (path, x, y), "label": int}`` where it is read from its slide
+    (the path is of the slide's record) or from an imported image.
+
+    Attributes:
+        folder: of the files.
+        files: their names or paths inside ``folder``.
+        file_of_tile: place in ``files``, int32.
+        x, y: top left corner, level-0 pixels, int32.
+        labels: number of the class, int32.
+        ranges: int64, tiles x 2: where the tile's entry begins in its zip, and the length of its
+            JPEG, bytes; None: not of a zip.
+    """
+
+    folder: Path
+    files: pa.Array
+    file_of_tile: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+    labels: np.ndarray
+    ranges: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[Hashable, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> PatchItems: ...
+    def __getitem__(self, index: int | slice) -> dict[Hashable, Any] | PatchItems:
+        """One item, or the items of a slice."""
+        if isinstance(index, slice):
+            columns = {name: getattr(self, name)[index] for name in _COLUMNS_OF_ITEMS}
+            ranges = None if self.ranges is None else self.ranges[index]
+            return replace(self, **columns, ranges=ranges)
+        path = str(self.folder / self.files[int(self.file_of_tile[index])].as_py())
+        place = () if self.ranges is None else self.ranges[index].tolist()
+        image = (path, int(self.x[index]), int(self.y[index]), *place)
+        return {"image": image, "label": int(self.labels[index])}
+
+    def places(self) -> list[tuple[str, int, int]]:
+        """(path, x, y) of each tile."""
+        return [item["image"][:3] for item in self]
+
+
+_COLUMNS_OF_ITEMS = ("file_of_tile", "x", "y", "labels")
 
 
 def patch_items(
@@ -29,7 +89,7 @@ def patch_items(
     classes: Sequence[str],
     *,
     store: Literal["jpeg", "coordinates"] = "jpeg",
-) -> list[dict]:
+) -> PatchItems:
     """One item per row of ``tiles``.
 
     Args:
@@ -38,29 +98,34 @@ def patch_items(
         classes: gives the number of each label.
         store: what they hold, ``tile.store`` of the configuration. Imported tiles have none.
 
-    Returns:
-        ``{"image": (path, x, y), "label": int}`` for each tile; the path is of the zip of JPEGs,
-        of the record of a slide that is read itself, or of an imported tile's image.
+    Raises:
+        KeyError: a label is none of ``classes``.
+        StageError: the index is of an earlier version, and a store is missing or damaged.
     """
+    codes, labels = pd.factorize(tiles["label"])
     number = {name: index for index, name in enumerate(classes)}
-    return [
-        {"image": (path, int(x), int(y)), "label": number[label]}
-        for path, x, y, label in zip(
-            _tile_paths(tiles, tiles_folder, store),
-            tiles["x"],
-            tiles["y"],
-            tiles["label"],
-            strict=True,
-        )
-    ]
-
-
-def _tile_paths(tiles: pd.DataFrame, folder: Path, store: str) -> list[str]:
-    imported = read_import_record(folder)
+    numbers = np.array([number[label] for label in labels], np.int32)
+    ranges = None
+    imported = read_import_record(tiles_folder)
     if imported is not None:
-        return [str(imported.root / image) for image in tiles[IMAGE_COLUMN]]
-    ending = {"jpeg": "zip", "coordinates": "json"}[store]
-    return [str(folder / f"{slide}.{ending}") for slide in tiles["slide_id"]]
+        folder, files = imported.root, pa.array(tiles[IMAGE_COLUMN], pa.string())
+        file_of_tile = np.arange(len(tiles), dtype=np.int32)
+    else:
+        folder = tiles_folder
+        file_of_tile, slides = pd.factorize(tiles["slide_id"])
+        ending = {"jpeg": "zip", "coordinates": "json"}[store]
+        files = pa.array([f"{slide}.{ending}" for slide in slides], pa.string())
+        if store == "jpeg":
+            ranges = with_ranges(tiles, folder)[list(RANGE_COLUMNS)].to_numpy(np.int64)
+    return PatchItems(
+        folder=folder,
+        files=files.combine_chunks() if isinstance(files, pa.ChunkedArray) else files,
+        file_of_tile=file_of_tile.astype(np.int32),
+        x=tiles["x"].to_numpy(np.int32),
+        y=tiles["y"].to_numpy(np.int32),
+        labels=numbers[codes],
+        ranges=ranges,
+    )
 
 
 class PatchDataset(CacheDataset):
@@ -90,7 +155,7 @@ class PatchDataset(CacheDataset):
 
     def __init__(
         self,
-        items: list[dict],
+        items: Sequence[dict[Hashable, Any]],
         transform: Compose,
         *,
         cache_mb: float,
@@ -171,9 +236,9 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     def __init__(
         self,
-        slides: Sequence[str],
-        labels: Sequence[int],
-        groups: Sequence[str] | None = None,
+        slides: Values,
+        labels: Values,
+        groups: Values | None = None,
         *,
         max_tiles_per_slide: int | None,
         balanced: bool,
@@ -182,7 +247,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         if groups is not None and not balanced:
             raise ValueError("groups are drawn equally often within balanced classes only")
         self._tiles_of_slide = _places_of_each(slides)
-        self._labels = np.asarray(labels)
+        self._labels: np.ndarray = np.asarray(labels)
         self._groups = (
             np.zeros_like(self._labels) if groups is None else pd.factorize(np.asarray(groups))[0]
         )
@@ -231,7 +296,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         )
 
 
-def _places_of_each(values: Sequence[Any] | np.ndarray) -> list[np.ndarray]:
+def _places_of_each(values: Values) -> list[np.ndarray]:
     """Where each value stands, in the order in which the values come first."""
     codes, different = pd.factorize(np.asarray(values))
     order = np.argsort(codes, kind="stable")

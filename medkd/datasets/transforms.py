@@ -14,21 +14,23 @@ from medkd.config import AugmentConfig
 from medkd.datasets.augmentation import monai_transforms
 from medkd.errors import StageError
 from medkd.slides.imported_tiles import read_image
+from medkd.slides.open_stores import OpenStores, TileRange
 from medkd.slides.slide_tiles import SlideTiles
-from medkd.slides.store import TileStore
+from medkd.slides.store import decode_tile
 
 
 class LoadStoredTiled(MapTransform):
     """Read tiles from zip stores, from the slides where a store has places only, or from images.
 
-    An item ``{"image": (path, x, y), ...}`` becomes ``{"image": uint8 3 x H x W, ...}``, RGB. The
-    path is that of the zip, of the slide's record (``.json``), or of an imported tile's image. A
-    worker process opens each file by itself.
+    An item as :class:`medkd.datasets.patches.PatchItems` gives it becomes
+    ``{"image": uint8 3 x H x W, ...}``, RGB. The path is that of the zip, of the slide's record
+    (``.json``), or of an imported tile's image. A worker process opens each file by itself, and
+    keeps few of them open.
     """
 
     def __init__(self, keys: KeysCollection) -> None:
         super().__init__(keys)
-        self._stores: dict[str, TileStore] = {}
+        self._stores = OpenStores()
         self._slides = SlideTiles()
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -40,9 +42,9 @@ class LoadStoredTiled(MapTransform):
         """
         item = dict(data)
         for key in self.key_iterator(item):
-            path, x, y = item[key]
+            path, x, y, *place = item[key]
             try:
-                tile = self._read(path, x, y)
+                tile = self._read(path, x, y, place)
             except (OSError, EOFError, ValueError) as error:
                 # Of the disk or share, of a store cut short, of a JPEG that is none.
                 raise StageError(
@@ -54,14 +56,12 @@ class LoadStoredTiled(MapTransform):
             item[key] = np.ascontiguousarray(tile.transpose(2, 0, 1))
         return item
 
-    def _read(self, path: str, x: int, y: int) -> np.ndarray:
+    def _read(self, path: str, x: int, y: int, place: list[int]) -> np.ndarray:
         if path.endswith(".json"):
             return self._slides.read(Path(path), x, y)
         if not path.endswith(".zip"):
             return read_image(Path(path))
-        if path not in self._stores:
-            self._stores[path] = TileStore(path)
-        return self._stores[path].read(x, y)
+        return decode_tile(self._stores.read_bytes(path, x, y, TileRange(*place)))
 
 
 def tile_transforms(augment: AugmentConfig | None = None) -> Compose:

@@ -17,6 +17,7 @@ import simplejpeg
 
 from medkd.errors import StageError
 from medkd.files import atomic_path
+from medkd.progress import warn
 
 INDEX_NAME = "index.parquet"
 INDEX_COLUMNS = {
@@ -29,8 +30,12 @@ INDEX_COLUMNS = {
     "tissue_fraction": "float32",
     "focus": "float32",
 }
+RANGE_COLUMNS = {"offset_bytes": "int64", "length_bytes": "int32"}
+"""Further columns: where a tile's entry begins in its zip, and how long its JPEG is."""
 
 _JPEG = ".jpg"
+
+_TILE_COLUMNS = ["x", "y", "tissue_fraction", "focus"]
 
 _TILE_FIRST = "Run 'medkd tile' first."
 
@@ -121,6 +126,20 @@ class TileStore:
         """Every tile, in the order of the file; no image is read."""
         return [_stored_tile(entry) for entry in self._open().infolist()]
 
+    def table(self) -> pd.DataFrame:
+        """Every tile as a row of the index, without what is the same for the whole slide.
+
+        Raises:
+            StageError: there is no such store, it is damaged, or another tool compressed it.
+        """
+        entries = self._open().infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise self._unusable("was written by another tool: its tiles are compressed")
+        table = pd.DataFrame(map(_stored_tile, entries), columns=_TILE_COLUMNS)
+        table["offset_bytes"] = [entry.header_offset for entry in entries]
+        table["length_bytes"] = [entry.file_size for entry in entries]
+        return table
+
     def read(self, x: int, y: int) -> np.ndarray:
         """The tile at (x, y): uint8, height x width x 3, RGB.
 
@@ -134,9 +153,13 @@ class TileStore:
         try:
             return self._open().read(f"{x}_{y}{_JPEG}")
         except KeyError:
-            raise self._unusable(f"has no tile at ({x}, {y})") from None
+            raise self.lacks(x, y) from None
         except zipfile.BadZipFile as error:
             raise self._unusable(f"is damaged at ({x}, {y}): {error}") from error
+
+    def lacks(self, x: int, y: int) -> StageError:
+        """The error that there is no tile at (x, y)."""
+        return self._unusable(f"has no tile at ({x}, {y})")
 
     def close(self) -> None:
         """Release the file."""
@@ -186,15 +209,16 @@ def write_index(folder: Path, slides: Iterable[dict[str, Any]]) -> pd.DataFrame:
     parts = []
     for record in slides:
         with TileStore(folder / f"{record['slide_id']}.zip") as store:
-            part = pd.DataFrame(store.tiles(), columns=["x", "y", "tissue_fraction", "focus"])
+            part = store.table()
         part["slide_id"] = record["slide_id"]
         part["patient_id"] = record["patient_id"]
         part["mpp"] = record["parameters"]["mpp"]
         part["size_px"] = record["parameters"]["size_px"]
         parts.append(part)
-    empty = pd.DataFrame(columns=list(INDEX_COLUMNS))
+    columns = INDEX_COLUMNS | RANGE_COLUMNS
+    empty = pd.DataFrame(columns=list(columns))
     index = pd.concat(parts, ignore_index=True) if parts else empty
-    index = index[list(INDEX_COLUMNS)].astype(INDEX_COLUMNS)
+    index = index[list(columns)].astype(columns)
     with atomic_path(folder / INDEX_NAME) as temporary:
         index.to_parquet(temporary, index=False)
     return index
@@ -202,6 +226,9 @@ def write_index(folder: Path, slides: Iterable[dict[str, Any]]) -> pd.DataFrame:
 
 def read_index(folder: Path) -> pd.DataFrame:
     """The index of the tile stores in ``folder``: one row for each tile, :data:`INDEX_COLUMNS`.
+
+    Imported tiles have further columns; those cut by the tile stage have :data:`RANGE_COLUMNS`,
+    unless an earlier version wrote the index.
 
     Raises:
         StageError: there is none, or it is not one.
@@ -218,6 +245,44 @@ def read_index(folder: Path) -> pd.DataFrame:
     if missing:
         raise StageError(f"lacks the columns {', '.join(missing)}", where=path, remedy=_TILE_FIRST)
     return index
+
+
+def with_ranges(tiles: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """Rows of the index with :data:`RANGE_COLUMNS`.
+
+    Where an index of an earlier version lacks them, they are looked up in the stores.
+
+    Args:
+        tiles: with ``slide_id``, ``x`` and ``y``.
+        folder: of the stores.
+
+    Raises:
+        StageError: a store is missing or damaged, or lacks a tile.
+    """
+    if all(name in tiles.columns for name in RANGE_COLUMNS):
+        return tiles
+    slides = tiles["slide_id"].unique()
+    warn(
+        f"the tile index does not say where each tile lies; {len(slides)} stores are looked "
+        "through. 'medkd tile' writes an index that does, and cuts no tile again."
+    )
+    stores = {slide: TileStore(folder / f"{slide}.zip") for slide in slides}
+    parts = []
+    for slide, store in stores.items():
+        with store:
+            part = store.table()[["x", "y", *RANGE_COLUMNS]]
+        parts.append(part.assign(slide_id=slide))
+    if not parts:
+        return tiles.assign(**{name: pd.Series(dtype=kind) for name, kind in RANGE_COLUMNS.items()})
+    key = ["slide_id", "x", "y"]
+    found = tiles[key].merge(pd.concat(parts), on=key, how="left", validate="m:1")
+    lacking = found[found["offset_bytes"].isna()]
+    if len(lacking):
+        slide, x, y = lacking[key].iloc[0]
+        raise stores[slide].lacks(x, y)
+    return tiles.assign(
+        **{name: found[name].to_numpy(dtype=kind) for name, kind in RANGE_COLUMNS.items()}
+    )
 
 
 def read_tile_records(folder: Path, slide_ids: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -11,14 +11,14 @@ import pandas as pd
 from torch.utils.data import Sampler
 
 from medkd.config import Config
-from medkd.datasets.patches import EpochSampler, PatchDataset, patch_items
+from medkd.datasets.patches import EpochSampler, PatchDataset, PatchItems, patch_items
 from medkd.datasets.split import check_split, read_split
 from medkd.datasets.tables import SlideRow
 from medkd.datasets.transforms import tile_transforms
 from medkd.errors import StageError, TableError, TrainingError
 from medkd.files import sha256_of_json
-from medkd.slides.imported_tiles import slide_records
-from medkd.slides.store import read_index
+from medkd.slides.imported_tiles import read_import_record, slide_records
+from medkd.slides.store import read_index, with_ranges
 from medkd.training.devices import Ranks
 from medkd.training.loading import Batches, TileLoader, pins_memory
 
@@ -45,7 +45,8 @@ def load_tile_table(config: Config, rows: Sequence[SlideRow]) -> TileTable:
     """Join the tile index with the labels and the split.
 
     Raises:
-        StageError: no tiles, no split, a split of other patients, a role without tiles of a class.
+        StageError: no tiles, no split, a split of other patients, a role without tiles of a class,
+            or the index is of an earlier version and a store is missing or damaged.
         TableError: ``train.balance`` goes by the site, and a slide has none.
     """
     split = read_split(config.splits_file, config.split.fold)
@@ -53,6 +54,8 @@ def load_tile_table(config: Config, rows: Sequence[SlideRow]) -> TileTable:
     index = read_index(config.tiles_folder)
     known = {row.slide_id for row in rows}
     tiles = index[index["slide_id"].isin(known)].copy()
+    if config.tile.store == "jpeg" and read_import_record(config.tiles_folder) is None:
+        tiles = with_ranges(tiles, config.tiles_folder)
     slide_ids = sorted(tiles["slide_id"].unique())
     records = slide_records(config.tiles_folder, slide_ids, config.tile)
     wanted_parameters = config.tile.recorded()
@@ -63,14 +66,18 @@ def load_tile_table(config: Config, rows: Sequence[SlideRow]) -> TileTable:
                 where=config.tiles_folder,
                 remedy="Run 'medkd tile' again; it redoes what differs.",
             )
-    label = {row.slide_id: row.label for row in rows}
-    patient = {row.slide_id: row.patient_id for row in rows}
     role = dict(zip(split["patient_id"], split["role"], strict=True))
-    tiles["label"] = tiles["slide_id"].map(label)
     # The table speaks, not the store: a patient id may have been corrected since tiling.
-    tiles["patient_id"] = tiles["slide_id"].map(patient)
-    tiles["site"] = tiles["slide_id"].map({row.slide_id: row.site for row in rows})
-    tiles["role"] = tiles["patient_id"].map(role)
+    by_slide = pd.DataFrame(
+        [(row.slide_id, row.patient_id, row.label, row.site, role[row.patient_id]) for row in rows],
+        columns=["slide_id", "patient_id", "label", "site", "role"],
+        dtype="str",
+    ).set_index("slide_id")
+    # Each slide is looked up once, not each of its tiles.
+    codes, slides = pd.factorize(tiles["slide_id"])
+    of_slides = by_slide.loc[slides]
+    for name in ("label", "patient_id", "site", "role"):
+        tiles[name] = of_slides[name].array.take(codes)
     for wanted in ROLES:
         present = set(tiles.loc[tiles["role"] == wanted, "label"])
         for name in config.data.classes:
@@ -126,9 +133,10 @@ def training_loader(
     augment = train.augment
     on_device = augment.enabled and augment.where == "device"
     in_loader = augment.enabled and augment.where == "loader"
+    items = _items(config, tiles)
     dataset = _dataset(
         config,
-        tiles,
+        items,
         transform=tile_transforms(augment if in_loader else None),
         cache_mb=train.cache_mb,
         views=views,
@@ -137,7 +145,7 @@ def training_loader(
     group = {"patient": "patient_id", "site": "site"}.get(train.balance)
     sampler = EpochSampler(
         tiles["slide_id"].tolist(),
-        [item["label"] for item in dataset.data],
+        items.labels,
         tiles[group].tolist() if group is not None else None,
         max_tiles_per_slide=train.max_tiles_per_slide,
         balanced=train.balance != "none",
@@ -207,7 +215,8 @@ def evaluation_batches(
     """All ``tiles`` in their order, uint8, not augmented; every n-th batch for each of n ranks."""
     ranks = ranks or Ranks()
     cache_mb = config.train.cache_mb if cache else 0
-    dataset = _dataset(config, tiles, transform=tile_transforms(), cache_mb=cache_mb)
+    items = _items(config, tiles)
+    dataset = _dataset(config, items, transform=tile_transforms(), cache_mb=cache_mb)
     size = _evaluation_batch(config)
     own = _evaluated(len(tiles), size, ranks.count)[ranks.rank]
     return Batches(_loader(dataset, config), own, size)
@@ -228,8 +237,11 @@ def _evaluated(count: int, batch: int, ranks: int) -> list[list[int]]:
     return [[tile for tile in range(count) if tile // batch % ranks == r] for r in range(ranks)]
 
 
-def _dataset(config: Config, tiles: pd.DataFrame, **options: Any) -> PatchDataset:
-    items = patch_items(tiles, config.tiles_folder, config.data.classes, store=config.tile.store)
+def _items(config: Config, tiles: pd.DataFrame) -> PatchItems:
+    return patch_items(tiles, config.tiles_folder, config.data.classes, store=config.tile.store)
+
+
+def _dataset(config: Config, items: PatchItems, **options: Any) -> PatchDataset:
     size = 3 * config.tile.size_px**2
     return PatchDataset(items, tile_bytes=size, seed=config.seed, **options)
 

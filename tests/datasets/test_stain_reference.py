@@ -9,7 +9,14 @@ import pytest
 from medkd.datasets.stain import MacenkoStains, ReinhardColour, fit
 from medkd.datasets.stain_reference import fit_training_reference, tiles_in_turn
 from medkd.errors import StageError
-from medkd.slides.store import StoredTile, TileStore, encode_tile, writing_store
+from medkd.slides.store import (
+    RANGE_COLUMNS,
+    StoredTile,
+    TileStore,
+    encode_tile,
+    with_ranges,
+    writing_store,
+)
 from medkd.training.data import load_tile_table
 from tests.conftest import Cohort
 
@@ -63,6 +70,8 @@ def test_only_training_patients_are_looked_at(cohort: Cohort) -> None:
 def test_training_tiles_without_stain_are_told(cohort: Cohort) -> None:
     config, tiles = cohort.config, load_tile_table(cohort.config, cohort.rows).tiles
     replace_tiles(cohort, tiles[tiles["role"] == "train"], 250)
+    # In these stores they lie elsewhere.
+    tiles = with_ranges(tiles.drop(columns=list(RANGE_COLUMNS)), config.tiles_folder)
     with pytest.raises(StageError) as told:
         fit_training_reference(config, tiles, "reinhard", count=5)
     assert str(told.value) == (

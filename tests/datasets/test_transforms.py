@@ -7,22 +7,27 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
 from medkd.config import AugmentConfig
 from medkd.datasets.colour_transforms import RandColourJitterd
-from medkd.datasets.patches import patch_items
 from medkd.datasets.transforms import LoadStoredTiled, tile_transforms
 from medkd.errors import StageError
-from medkd.slides.store import StoredTile, encode_tile, writing_store
+from medkd.slides.store import StoredTile, TileStore, encode_tile, writing_store
 
 
 def write_tile(path: Path, pixels: np.ndarray, x: int = 0, y: int = 0) -> Path:
     with writing_store(path) as store:
         store.add(StoredTile(x, y, 1.0, 1.0), encode_tile(pixels, 100))
     return path
+
+
+def place_of(path: Path) -> tuple[str, int, int, int, int]:
+    """The item's image of a store's only tile."""
+    with TileStore(path) as store:
+        row = store.table().iloc[0]
+    return (str(path), *(int(row[name]) for name in ("x", "y", "offset_bytes", "length_bytes")))
 
 
 def corners() -> np.ndarray:
@@ -35,14 +40,14 @@ def test_a_tile_is_loaded_channels_first_and_red_first(tmp_path: Path) -> None:
     red = np.zeros((16, 24, 3), np.uint8)
     red[..., 0] = 255
     path = write_tile(tmp_path / "s.zip", red)
-    image = LoadStoredTiled("image")({"image": (str(path), 0, 0)})["image"]
+    image = LoadStoredTiled("image")({"image": place_of(path)})["image"]
     assert image.dtype == np.uint8
     assert image.shape == (3, 16, 24)
     np.testing.assert_allclose(image.mean((1, 2)), [255, 0, 0], atol=2)
 
 
 def test_loading_leaves_the_item_and_its_other_keys_alone(tmp_path: Path) -> None:
-    where = (str(write_tile(tmp_path / "s.zip", corners())), 0, 0)
+    where = place_of(write_tile(tmp_path / "s.zip", corners()))
     item = {"image": where, "label": 1}
     loaded = LoadStoredTiled("image")(item)
     assert loaded["label"] == 1
@@ -54,30 +59,20 @@ def test_one_loader_reads_several_slides(tmp_path: Path) -> None:
     for level in (40, 200, 40):
         path = tmp_path / f"{level}.zip"
         write_tile(path, np.full((8, 8, 3), level, np.uint8), x=448, y=224)
-        assert load({"image": (str(path), 448, 224)})["image"].mean() == pytest.approx(level, abs=1)
+        assert load({"image": place_of(path)})["image"].mean() == pytest.approx(level, abs=1)
 
 
 def test_a_loader_that_has_read_can_be_sent_to_a_worker(tmp_path: Path) -> None:
-    item = {"image": (str(write_tile(tmp_path / "s.zip", corners())), 0, 0)}
+    item = {"image": place_of(write_tile(tmp_path / "s.zip", corners()))}
     load = LoadStoredTiled("image")
     here = load(item)["image"]
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(load))(item)["image"], here)
 
 
 def test_a_tile_that_the_store_lacks_is_told(tmp_path: Path) -> None:
-    path = write_tile(tmp_path / "s.zip", corners())
-    with pytest.raises(StageError, match=r"has no tile at \(7, 9\)"):
-        LoadStoredTiled("image")({"image": (str(path), 7, 9)})
-
-
-def test_items_name_the_zip_the_corner_and_the_number_of_the_class() -> None:
-    tiles = pd.DataFrame(
-        {"slide_id": ["a", "b"], "x": [1, 2], "y": [3, 4], "label": ["MSI", "MSS"]}
-    )
-    assert patch_items(tiles, Path("tiles"), ("MSS", "MSI")) == [
-        {"image": (str(Path("tiles/a.zip")), 1, 3), "label": 1},
-        {"image": (str(Path("tiles/b.zip")), 2, 4), "label": 0},
-    ]
+    path, _, _, *where = place_of(write_tile(tmp_path / "s.zip", corners()))
+    with pytest.raises(StageError, match=r"the tile at \(7, 9\) is elsewhere"):
+        LoadStoredTiled("image")({"image": (path, 7, 9, *where)})
 
 
 def jittered(**options: float) -> np.ndarray:
@@ -120,7 +115,7 @@ def test_jitter_leaves_no_value_outside_a_byte() -> None:
 
 
 def test_augmented_tiles_are_plain_float_tensors_between_0_and_1(tmp_path: Path) -> None:
-    item = {"image": (str(write_tile(tmp_path / "s.zip", corners())), 0, 0)}
+    item = {"image": place_of(write_tile(tmp_path / "s.zip", corners()))}
     image = tile_transforms(AugmentConfig())(item)["image"]
     assert type(image) is torch.Tensor
     assert image.dtype == torch.float32
@@ -130,7 +125,7 @@ def test_augmented_tiles_are_plain_float_tensors_between_0_and_1(tmp_path: Path)
 
 def test_the_eight_orientations_come_equally_often(tmp_path: Path) -> None:
     """800 draws of 1 in 8: 100 each, standard deviation 9.4."""
-    item = {"image": (str(write_tile(tmp_path / "s.zip", corners())), 0, 0)}
+    item = {"image": place_of(write_tile(tmp_path / "s.zip", corners()))}
     transform = tile_transforms(AugmentConfig())
     transform.set_random_state(seed=0)
     seen: Counter[tuple[int, ...]] = Counter()

@@ -10,6 +10,7 @@ import pytest
 from medkd.errors import StageError
 from medkd.slides.store import (
     INDEX_COLUMNS,
+    RANGE_COLUMNS,
     StoredTile,
     TileStore,
     decode_tile,
@@ -157,7 +158,9 @@ def test_index(tmp_path):
     written = write_index(tmp_path, [record("A"), record("B")])
     index = read_index(tmp_path)
     assert index.equals(written)
-    assert {name: str(kind) for name, kind in index.dtypes.items()} == INDEX_COLUMNS
+    assert {name: str(kind) for name, kind in index.dtypes.items()} == (
+        INDEX_COLUMNS | RANGE_COLUMNS
+    )
     assert list(index["slide_id"]) == ["A", "A", "B"]
     assert index.iloc[2].to_dict() == {
         "slide_id": "B",
@@ -168,6 +171,8 @@ def test_index(tmp_path):
         "size_px": 32,
         "tissue_fraction": 0.75,
         "focus": 0.125,
+        "offset_bytes": 0,
+        "length_bytes": len(encode_tile(grey(1), 90)),
     }
 
 

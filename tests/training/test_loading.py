@@ -238,10 +238,10 @@ def test_validation_tells_a_lost_tile_too(cohort: Cohort) -> None:
     tiles = load_tile_table(config, cohort.rows).tiles.head(3)
     batches = evaluation_batches(config, tiles, cache=False)
     (config.tiles_folder / f"{tiles.iloc[0].slide_id}.zip").write_bytes(b"not a zip")
-    with pytest.raises(TrainingError, match="is not a tile store") as caught:
+    with pytest.raises(TrainingError, match="ends before the tile") as caught:
         list(batches)
     assert caught.value.exit_status == 1
-    with pytest.raises(StageError, match="is not a tile store"):
+    with pytest.raises(StageError, match="ends before the tile"):
         evaluation_batches(config, tiles, cache=True)
 
 
