@@ -20,6 +20,8 @@ _Sigma = Annotated[float, Field(ge=0.01, le=32)]
 _Side = Annotated[int, Field(ge=1, le=65536)]
 SigmaRange = Annotated[tuple[_Sigma, _Sigma], Field(strict=False), AfterValidator(_ascending)]
 SideRange = Annotated[tuple[_Side, _Side], Field(strict=False), AfterValidator(_ascending)]
+_Quality = Annotated[int, Field(ge=1, le=100)]
+QualityRange = Annotated[tuple[_Quality, _Quality], Field(strict=False), AfterValidator(_ascending)]
 
 
 class AugmentConfig(Strict):
@@ -90,6 +92,10 @@ class AugmentConfig(Strict):
     )
     blur_p: Fraction = Field(0.0, description="Probability of a Gaussian blur.")
     blur_sigma_px: SigmaRange = Field((0.25, 1.5), description="Least and largest sigma.")
+    jpeg_p: Fraction = Field(
+        0.0, description="Probability of a compression as JPEG; needs 'where: loader'."
+    )
+    jpeg_quality: QualityRange = Field((40, 95), description="Least and largest quality.")
     cutout_p: Fraction = Field(0.0, description="Probability that rectangles are covered.")
     cutout_holes: Annotated[int, Field(ge=1, le=64)] = Field(1, description="How many.")
     cutout_px: SideRange = Field((16, 64), description="Least and largest side of each.")
@@ -106,3 +112,9 @@ class AugmentConfig(Strict):
                 "'enabled'"
             )
         return content
+
+    @model_validator(mode="after")
+    def _jpeg_is_of_the_loader(self) -> AugmentConfig:
+        if self.jpeg_p > 0 and self.where != "loader":
+            raise ValueError("'jpeg_p' needs 'where: loader': no device compresses as JPEG")
+        return self

@@ -20,6 +20,7 @@ from medkd.datasets.colour_transforms import (
     RandPhotometricJitterd,
     RandStainJitterd,
 )
+from medkd.datasets.jpeg_transforms import RandJpegd
 
 
 def monai_transforms(settings: AugmentConfig, keys: str = "image") -> list[Transform]:
@@ -44,6 +45,7 @@ def monai_transforms(settings: AugmentConfig, keys: str = "image") -> list[Trans
         ),
         RandStainJitterd(keys, s.stain_p, s.stain_scale, s.stain_shift),
         RandGaussianBlurd(keys, s.blur_p, s.blur_sigma_px),
+        RandJpegd(keys, s.jpeg_p, s.jpeg_quality),
         RandCutoutd(keys, s.cutout_p, s.cutout_holes, s.cutout_px, s.cutout_fill),
     ]
     chosen = [transform for transform in transforms if transform.prob > 0]

@@ -12,14 +12,13 @@ have a range of sizes, each is at least as large as the one before.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from monai.config import KeysCollection
-from monai.transforms import MapTransform, RandomizableTransform
-from monai.utils import TransformBackends
 from scipy.ndimage import gaussian_filter1d
+
+from medkd.datasets.random_image import RandImage, RandImaged
 
 # Rows: haematoxylin, eosin, DAB; columns: optical density in red, green, blue. Ruifrok and
 # Johnston, Anal. Quant. Cytol. Histol. 23 (2001) 291; the same as skimage.color.rgb_from_hed.
@@ -113,77 +112,7 @@ def cut_out(
     return covered
 
 
-class _RandImage(RandomizableTransform):
-    """Array form. A subclass says in ``_draw`` what is random, and in ``_apply`` what it does."""
-
-    backend = [TransformBackends.NUMPY]  # noqa: RUF012 -- as MONAI declares it
-
-    def randomize(self, data: Any | None = None) -> None:
-        """Draw whether to act and how, for an image of the size of ``data``.
-
-        As much is drawn where nothing is done, so that a stream stays in step.
-        """
-        super().randomize(None)
-        self._size = () if data is None else tuple(data.shape[1:])
-        self._draw()
-
-    def __call__(self, img: Any, randomize: bool = True) -> Any:
-        """Change ``img`` with the given probability; ``randomize=False`` repeats the last draw."""
-        if randomize:
-            self.randomize(img)
-        if not self._do_transform:
-            return img
-        return self._apply(np.asarray(img, np.float32))
-
-    def _draw(self) -> None:
-        raise NotImplementedError
-
-    def _apply(self, image: np.ndarray) -> np.ndarray:
-        raise NotImplementedError
-
-    def _around(self, centre: float, reach: float, size: int | None = None) -> Any:
-        return self.R.uniform(centre - reach, centre + reach, size)
-
-
-class _RandImaged(RandomizableTransform, MapTransform):
-    """Dictionary form: one draw of ``transform`` for all keys.
-
-    The array form holds the only random state: a seed gives the same in both forms.
-    """
-
-    backend = _RandImage.backend
-
-    def __init__(
-        self, keys: KeysCollection, transform: _RandImage, allow_missing_keys: bool
-    ) -> None:
-        MapTransform.__init__(self, keys, allow_missing_keys)
-        RandomizableTransform.__init__(self, transform.prob)
-        self.transform = transform
-
-    def set_random_state(
-        self, seed: int | None = None, state: np.random.RandomState | None = None
-    ) -> _RandImaged:
-        """Seed the array form."""
-        self.transform.set_random_state(seed, state)
-        return self
-
-    def randomize(self, data: Any | None = None) -> None:
-        """Draw for an image of the size of ``data``."""
-        self.transform.randomize(data)
-        self._do_transform = self.transform._do_transform
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Change every key's image in the same way."""
-        item = dict(data)
-        present = list(self.key_iterator(item))
-        if present:
-            self.randomize(item[present[0]])
-        for key in present:
-            item[key] = self.transform(item[key], randomize=False)
-        return item
-
-
-class RandColourJitter(_RandImage):
+class RandColourJitter(RandImage):
     """Scale and shift each channel at random.
 
     Args:
@@ -204,7 +133,7 @@ class RandColourJitter(_RandImage):
         return jitter_channels(image, self.scales, self.shifts)
 
 
-class RandPhotometricJitter(_RandImage):
+class RandPhotometricJitter(RandImage):
     """Change brightness, contrast, saturation and hue at random.
 
     Args:
@@ -236,7 +165,7 @@ class RandPhotometricJitter(_RandImage):
         return jitter_photometric(image, *self.factors)
 
 
-class RandStainJitter(_RandImage):
+class RandStainJitter(RandImage):
     """Scale and shift the density of haematoxylin, eosin and DAB at random.
 
     Args:
@@ -257,7 +186,7 @@ class RandStainJitter(_RandImage):
         return jitter_stains(image, self.scales, self.shifts)
 
 
-class RandGaussianBlur(_RandImage):
+class RandGaussianBlur(RandImage):
     """Blur with a Gaussian whose sigma, pixels, comes from the interval ``sigma``."""
 
     def __init__(self, prob: float = 0.1, sigma: tuple[float, float] = (0.25, 1.5)) -> None:
@@ -271,7 +200,7 @@ class RandGaussianBlur(_RandImage):
         return gaussian_blur(image, self.sigma, blur_radius(self._interval[1]))
 
 
-class RandCutout(_RandImage):
+class RandCutout(RandImage):
     """Cover rectangles anywhere within the tile; DeVries and Taylor, arXiv 1708.04552.
 
     Args:
@@ -307,7 +236,7 @@ class RandCutout(_RandImage):
         return cut_out(image, self.holes, self._fill)
 
 
-class RandColourJitterd(_RandImaged):
+class RandColourJitterd(RandImaged):
     """Dictionary form of :class:`RandColourJitter`."""
 
     def __init__(
@@ -321,7 +250,7 @@ class RandColourJitterd(_RandImaged):
         super().__init__(keys, RandColourJitter(prob, scale, shift), allow_missing_keys)
 
 
-class RandPhotometricJitterd(_RandImaged):
+class RandPhotometricJitterd(RandImaged):
     """Dictionary form of :class:`RandPhotometricJitter`."""
 
     def __init__(
@@ -338,7 +267,7 @@ class RandPhotometricJitterd(_RandImaged):
         super().__init__(keys, array, allow_missing_keys)
 
 
-class RandStainJitterd(_RandImaged):
+class RandStainJitterd(RandImaged):
     """Dictionary form of :class:`RandStainJitter`."""
 
     def __init__(
@@ -352,7 +281,7 @@ class RandStainJitterd(_RandImaged):
         super().__init__(keys, RandStainJitter(prob, scale, shift), allow_missing_keys)
 
 
-class RandGaussianBlurd(_RandImaged):
+class RandGaussianBlurd(RandImaged):
     """Dictionary form of :class:`RandGaussianBlur`."""
 
     def __init__(
@@ -365,7 +294,7 @@ class RandGaussianBlurd(_RandImaged):
         super().__init__(keys, RandGaussianBlur(prob, sigma), allow_missing_keys)
 
 
-class RandCutoutd(_RandImaged):
+class RandCutoutd(RandImaged):
     """Dictionary form of :class:`RandCutout`."""
 
     def __init__(

@@ -49,8 +49,16 @@ def test_what_is_switched_off_is_left_out() -> None:
 
 def test_everything_at_once_gives_floats_between_0_and_1_and_spares_the_input() -> None:
     settings = AugmentConfig(
-        affine_p=1, photometric_p=1, stain_p=1, blur_p=1, cutout_p=1, cutout_px=(2, 6)
+        where="loader",
+        affine_p=1,
+        photometric_p=1,
+        stain_p=1,
+        blur_p=1,
+        jpeg_p=1,
+        cutout_p=1,
+        cutout_px=(2, 6),
     )
+    assert "RandJpegd" in names(monai_transforms(settings))
     chain = Compose(monai_transforms(settings))
     given = image()
     for seed in range(10):

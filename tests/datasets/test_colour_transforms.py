@@ -35,6 +35,7 @@ from medkd.datasets.colour_transforms import (
     rgb_to_stains,
     stains_to_rgb,
 )
+from medkd.datasets.jpeg_transforms import RandJpeg, RandJpegd
 
 ONES, ZEROS = np.ones(3), np.zeros(3)
 PAIRS: list[tuple[Callable[..., Any], Callable[..., Any], dict[str, Any]]] = [
@@ -42,6 +43,7 @@ PAIRS: list[tuple[Callable[..., Any], Callable[..., Any], dict[str, Any]]] = [
     (RandPhotometricJitter, RandPhotometricJitterd, {"prob": 0.5, "hue": 0.1}),
     (RandStainJitter, RandStainJitterd, {"prob": 0.5, "scale": 0.2, "shift": 0.1}),
     (RandGaussianBlur, RandGaussianBlurd, {"prob": 0.5, "sigma": (0.5, 2.0)}),
+    (RandJpeg, RandJpegd, {"prob": 0.5, "quality": (10, 90)}),
     (RandCutout, RandCutoutd, {"prob": 0.5, "holes": 3, "side_px": (2, 6), "fill": 7.0}),
 ]
 each_pair = pytest.mark.parametrize(("array", "dictionary", "options"), PAIRS)
