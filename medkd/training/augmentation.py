@@ -1,8 +1,8 @@
 """Augmentation of a whole batch on the device, a function of each sample's own seed.
 
 The same operations as those of :func:`medkd.datasets.augmentation.monai_transforms` but for JPEG,
-in the same order and with the same distributions. Here they run over all samples at once: no loop over samples,
-and no value that the host waits for.
+in the same order and with the same distributions. Here they run over all samples at once: no loop
+over samples, and no value that the host waits for.
 """
 
 from __future__ import annotations
