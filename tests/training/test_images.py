@@ -77,3 +77,12 @@ def test_every_view_is_laid_out_as_the_networks_are(kind: str, channels_last: bo
 def test_seeds_that_nothing_uses_are_refused() -> None:
     with pytest.raises(ValueError, match="brings seeds, and nothing augments it"):
         device_images({"image": tiles(), "seed": torch.zeros(5, 1, dtype=torch.int64)}, CPU)
+
+
+def test_views_of_bytes_without_augmentation_are_scaled_too() -> None:
+    """A method with views, and train.augment.enabled false."""
+    two = torch.stack([tiles(), tiles().flip(-1)], 1)
+    images = device_images({"image": two}, CPU)
+    assert images.shape == (2, 5, 3, 16, 16)
+    assert torch.equal(images[0], tiles().float() / 255)
+    assert torch.equal(images[1], tiles().flip(-1).float() / 255)
