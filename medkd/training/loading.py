@@ -40,8 +40,7 @@ class Order(Sized, Iterable[Any], Protocol):
 class TileLoader:
     """Loads batches of a dataset, in processes that stay from one epoch to the next.
 
-    A process keeps the stores open that it has read from: opening one of 10,000 tiles takes as long
-    as reading fifty.
+    A process keeps the stores or slides open that it read from last.
 
     Args:
         dataset: of the tiles.

@@ -77,7 +77,7 @@ def write_tiles(folder: Path, count: int) -> tuple[PatchItems, list[dict[str, An
 def ways_of(items: PatchItems, files: list[dict[str, Any]]) -> dict[str, Way]:
     """Each way brings all tiles once, in batches, and returns the last batch."""
     augment = AugmentConfig()
-    options = {"cache_mb": 0, "tile_bytes": 3 * SIDE_PX**2, "seed": 0}
+    options: dict[str, Any] = {"cache_mb": 0, "tile_bytes": 3 * SIDE_PX**2, "seed": 0}
     # What a reader of MONAI's documentation would write; image_only leaves the file's header out.
     load = [
         LoadImaged("image", reader="PILReader", image_only=True),

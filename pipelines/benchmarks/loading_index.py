@@ -65,7 +65,7 @@ def _write(folder: Path, tiles: int) -> None:
     (folder / "medkd.yaml").write_text(
         "output: .\ndata: {slides: slides.csv}\ntrain: {cache_mb: 0}\n"
     )
-    config = load_config(folder / "medkd.yaml", [])
+    config = load_config(folder / "medkd.yaml")
     numbers = np.arange(SLIDES)
     rows = pd.DataFrame({"slide_id": [f"TCGA-AA-{n:04d}-01Z-00-DX1" for n in numbers]})
     rows["path"] = rows["slide_id"] + ".svs"
@@ -96,7 +96,7 @@ def _write(folder: Path, tiles: int) -> None:
 
 
 def _measure(folder: Path) -> dict[str, Any]:
-    config = load_config(folder / "medkd.yaml", [])
+    config = load_config(folder / "medkd.yaml")
     rows = read_slides(config.data.slides, config.data.classes)
     wall, cpu = [], []
     for _ in range(OPENINGS):
