@@ -7,19 +7,18 @@ import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from medkd import __version__
+from medkd.cli_config import config_app
 from medkd.cli_import import import_app
+from medkd.cli_methods import methods_app, networks
+from medkd.cli_options import ConfigOption, SetOption, load_rows, load_settings
 from medkd.errors import MedkdError, Stopped
 from medkd.progress import keep_silent
 from medkd.terminal import print_table
-
-if TYPE_CHECKING:
-    from medkd.config import Config
-    from medkd.datasets.tables import SlideRow
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,8 +30,6 @@ app = typer.Typer(
     epilog="Exit status: 0 all done, 1 some inputs failed (the rest are done), 2 the call or the "
     "configuration is wrong.",
 )
-config_app = typer.Typer(no_args_is_help=True, help="Write, check and show a configuration file.")
-methods_app = typer.Typer(no_args_is_help=True, help="The distillation methods that come along.")
 app.add_typer(config_app, name="config")
 app.add_typer(methods_app, name="methods")
 app.add_typer(import_app, name="import")
@@ -44,18 +41,6 @@ class Resume(StrEnum):
     AUTO = "auto"
     REQUIRED = "required"
     NEVER = "never"
-
-
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--config", "-c", help="The experiment's file; medkd.yaml in this folder if it is there."
-    ),
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", "-s", help="Override a key: --set train.epochs=5. May be repeated."),
-]
 
 
 @app.callback(invoke_without_command=True)
@@ -70,27 +55,13 @@ def _main(
         os.environ["MEDKD_DEBUG"] = "1"
 
 
-def _load(path: Path | None, assignments: list[str] | None) -> Config:
-    from medkd.config import load_config
-
-    if path is None and Path("medkd.yaml").exists():
-        path = Path("medkd.yaml")
-    return load_config(path, tuple(assignments or ()))
-
-
-def _rows(config: Config) -> tuple[SlideRow, ...]:
-    from medkd.datasets.tables import read_slides
-
-    return read_slides(config.data.slides, config.data.classes)
-
-
 @app.command()
 def tile(config: ConfigOption = None, assignments: SetOption = None) -> None:
     """Tile the slides of slides.csv into quality-checked patches at one physical resolution."""
-    settings = _load(config, assignments)
+    settings = load_settings(config, assignments)
     from medkd.slides.tile_stage import run_tile_stage
 
-    rows = _rows(settings)
+    rows = load_rows(settings)
     print(
         f"Tiling {len(rows)} slides at {settings.tile.mpp:g} um/px, {settings.tile.size_px} px "
         f"({settings.tile.mpp * settings.tile.size_px:g} um) to {settings.tiles_folder}"
@@ -113,10 +84,10 @@ def tile(config: ConfigOption = None, assignments: SetOption = None) -> None:
 @app.command()
 def split(config: ConfigOption = None, assignments: SetOption = None) -> None:
     """Give every patient a role in each fold: train, validation or test, stratified by class."""
-    settings = _load(config, assignments)
+    settings = load_settings(config, assignments)
     from medkd.datasets.split import run_split_stage
 
-    rows = _rows(settings)
+    rows = load_rows(settings)
     summary = run_split_stage(rows, settings)
     several, by_site = len(summary.counts) > 1, any(summary.test_sites)
     print_table(
@@ -149,8 +120,8 @@ def train(
     restart: Annotated[bool, typer.Option("--restart", help="The same as --resume never.")] = False,
 ) -> None:
     """Co-train teacher and students; an interrupted run goes on where it stopped."""
-    settings = _load(config, assignments)
-    rows = _rows(settings)
+    settings = load_settings(config, assignments)
+    rows = load_rows(settings)
     from medkd.training.devices import launched_by
 
     if settings.train.devices > 1 and launched_by() is None:
@@ -195,8 +166,8 @@ def train(
 @app.command()
 def predict(config: ConfigOption = None, assignments: SetOption = None) -> None:
     """Run every network of a trained run over all tiles of the store."""
-    settings = _load(config, assignments)
-    rows = _rows(settings)
+    settings = load_settings(config, assignments)
+    rows = load_rows(settings)
     from medkd.training.predict_stage import run_predict_stage
 
     print(f"Predicting with the networks of '{settings.run_name}'")
@@ -207,7 +178,7 @@ def predict(config: ConfigOption = None, assignments: SetOption = None) -> None:
 @app.command()
 def aggregate(config: ConfigOption = None, assignments: SetOption = None) -> None:
     """Pool tiles to slide and patient calls, and freeze the operating point into the model."""
-    settings = _load(config, assignments)
+    settings = load_settings(config, assignments)
     from medkd.slide_level.aggregate_stage import run_aggregate_stage
 
     result = run_aggregate_stage(settings)
@@ -269,10 +240,10 @@ def summary(
     ] = None,
 ) -> None:
     """Count patients, slides and tiles by class, role and site, and tell what is missing."""
-    settings = _load(config, assignments)
+    settings = load_settings(config, assignments)
     from medkd.cli_look import summarise_dataset
 
-    summarise_dataset(settings, _rows(settings), out or settings.output / "summary.html")
+    summarise_dataset(settings, load_rows(settings), out or settings.output / "summary.html")
 
 
 @app.command()
@@ -286,10 +257,10 @@ def preview(
     ] = 5,
 ) -> None:
     """Show training tiles as they are stored, and as training will see them."""
-    settings = _load(config, assignments)
+    settings = load_settings(config, assignments)
     from medkd.cli_look import preview_tiles
 
-    preview_tiles(settings, _rows(settings), out, tiles, draws)
+    preview_tiles(settings, load_rows(settings), out, tiles, draws)
 
 
 @app.command()
@@ -322,7 +293,7 @@ def ui(
     port: Annotated[int, typer.Option("--port", help="On 127.0.0.1.")] = 5000,
 ) -> None:
     """Open MLflow's pages on the project's store; end with Ctrl-C."""
-    settings = _load(config, assignments)
+    settings = load_settings(config, assignments)
     from medkd.errors import TrackingError
     from medkd.tracking import tracking_uri
 
@@ -346,7 +317,7 @@ def doctor(config: ConfigOption = None, assignments: SetOption = None) -> None:
     """Check this machine: libraries, devices, disk, the MLflow store."""
     from medkd.doctor import examine
 
-    findings = examine(_load(config, assignments))
+    findings = examine(load_settings(config, assignments))
     print_table(
         f"medkd {__version__}",
         ("what", "found", "verdict"),
@@ -359,132 +330,8 @@ def doctor(config: ConfigOption = None, assignments: SetOption = None) -> None:
         raise typer.Exit(1)
 
 
-@app.command()
-def networks(
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Only these; also wrn-D-K, timm:NAME or package.module:NAME.", show_default=False
-        ),
-    ] = None,
-    input_px: Annotated[
-        int | None,
-        typer.Option(
-            "--input-px", help="Side of the images; 224, and 32 for CIFAR's, unless told.", min=16
-        ),
-    ] = None,
-    latency: Annotated[
-        bool, typer.Option("--latency", help="Measure milliseconds per image too (takes minutes).")
-    ] = False,
-    device: Annotated[
-        str, typer.Option("--device", help="Where to measure, such as cpu or cuda.")
-    ] = "cpu",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, not a table.")] = False,
-) -> None:
-    """List the networks that a configuration can name, and what they cost."""
-    import json
-    from dataclasses import asdict
-
-    from rich.console import Console
-
-    from medkd.networks.table import cost_table, device_words, network_costs
-
-    costs = network_costs(names or (), input_px=input_px, device=device if latency else None)
-    if as_json:
-        print(json.dumps([asdict(cost) for cost in costs], indent=2))
-        return
-    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
-    console.print(cost_table(costs))
-    console.print(
-        f"Parameters with {costs[0].classes} classes; multiply-adds of one image. Not listed: "
-        "wrn-D-K, timm:NAME, package.module:NAME; see docs/networks.md."
-        + (f" Times: medians on {device_words(device)}." if latency else "")
-    )
-
-
-@config_app.command("init")
-def config_init(
-    path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("medkd.yaml"),
-) -> None:
-    """Write a commented configuration file with every key at its default."""
-    from medkd.config import config_template
-    from medkd.errors import OutputError
-    from medkd.files import write_text
-
-    if path.exists():
-        raise OutputError(
-            "exists already", where=path, remedy="Name another file, or remove this one first."
-        )
-    write_text(path, config_template())
-    print(f"Wrote {path}. Check it with: medkd config check --config {path}")
-
-
-@config_app.command("check")
-def config_check(config: ConfigOption = None, assignments: SetOption = None) -> None:
-    """Check the configuration, slides.csv and the method, without running anything."""
-    settings = _load(config, assignments)
-    from medkd.distill.graph import expand
-    from medkd.distill.method import load_method
-
-    rows = _rows(settings)
-    graph = expand(load_method(settings.train.method), len(settings.train.students))
-    patients = len({row.patient_id for row in rows})
-    print(
-        f"The configuration is sound: {len(rows)} slides of {patients} patients, method "
-        f"{graph.method} with {len(graph.nodes)} networks."
-    )
-    missing = [row for row in rows if not row.path.exists()]
-    for row in missing:
-        print(f"{row.path}: no such file. Mend the path of slide {row.slide_id}.", file=sys.stderr)
-    if missing:
-        raise typer.Exit(1)
-
-
-@config_app.command("show")
-def config_show(config: ConfigOption = None, assignments: SetOption = None) -> None:
-    """Print the configuration with every default filled in."""
-    import yaml
-
-    print(yaml.safe_dump(_load(config, assignments).resolved(), sort_keys=False), end="")
-
-
-@methods_app.command("list")
-def methods_list() -> None:
-    """List the methods that come along, and where they are from."""
-    from medkd.distill.describe import console, methods_table
-    from medkd.distill.method import load_method, method_names
-
-    console().print(methods_table(load_method(name) for name in method_names()))
-    print("One of them in full: medkd methods show NAME")
-
-
-@methods_app.command("show")
-def methods_show(
-    name: Annotated[str, typer.Argument(help="A method's name, or a YAML file.")],
-    students: Annotated[int, typer.Option("--students", help="How many students.", min=1)] = 2,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Draw it, too: NAME.svg and NAME.png in FOLDER.")
-    ] = None,
-) -> None:
-    """Print a method's file and every node and link that it makes; draw it."""
-    from medkd.distill.describe import console, links_table, nodes_table, what_ships
-    from medkd.distill.graph import expand
-    from medkd.distill.method import load_method
-
-    method = load_method(name)
-    graph = expand(method, students)
-    print(method.text)
-    console().print(nodes_table(graph, students))
-    if graph.links:
-        console().print(links_table(graph, students))
-    print(what_ships(graph))
-    if out is None:
-        print(f"To draw it: medkd methods show {name} --out FOLDER")
-    else:
-        from medkd.distill.drawing import write_drawing
-
-        svg, png = write_drawing(method, out)
-        print(f"Drawings: {svg} and {png}")
+# Here, so that the help names it last of the plain commands.
+app.command()(networks)
 
 
 def _stop(number: int, frame: object) -> None:  # noqa: ARG001

@@ -1,0 +1,39 @@
+"""What every command that takes a configuration has in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from medkd.config import Config
+    from medkd.datasets.tables import SlideRow
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", "-c", help="The experiment's file; medkd.yaml in this folder if it is there."
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", help="Override a key: --set train.epochs=5. May be repeated."),
+]
+
+
+def load_settings(path: Path | None, assignments: list[str] | None) -> Config:
+    """The configuration that a command was given, or that of this folder, or the defaults."""
+    from medkd.config import load_config
+
+    if path is None and Path("medkd.yaml").exists():
+        path = Path("medkd.yaml")
+    return load_config(path, tuple(assignments or ()))
+
+
+def load_rows(config: Config) -> tuple[SlideRow, ...]:
+    """The rows of its slides.csv."""
+    from medkd.datasets.tables import read_slides
+
+    return read_slides(config.data.slides, config.data.classes)
