@@ -180,7 +180,8 @@ def _joint_step(engine: Engine, images: Tensor, labels: Tensor) -> tuple[Terms, 
             mean = value.detach() / parts
             terms[name] = terms[name] + mean if name in terms else mean
         for name, flag in outputs.alive.items():
-            alive[name] = alive[name] & flag if name in alive else flag
+            # A replayed CUDA graph writes its flags where the last one did.
+            alive[name] = alive[name] & flag if name in alive else flag.clone()
     _update(engine, alive)
     return terms, alive
 
