@@ -13,6 +13,7 @@ class Pace:
     """Counts images and the time between asking for a batch and having it."""
 
     def __init__(self) -> None:
+        self._paused_at = 0.0
         self._begin()
 
     def _begin(self) -> None:
@@ -21,13 +22,20 @@ class Pace:
         self._waited_s = 0.0
 
     def timed(self, batches: Iterable[T]) -> Iterator[T]:
-        """The batches, with the time that each is waited for."""
+        """The batches, with the time that each is waited for.
+
+        What passes between the last one and the next call, such as a validation, does not count.
+        """
+        if self._paused_at:
+            self._since += time.perf_counter() - self._paused_at
+            self._paused_at = 0.0
         iterator = iter(batches)
         while True:
             asked = time.perf_counter()
             try:
                 batch = next(iterator)
             except StopIteration:
+                self._paused_at = time.perf_counter()
                 return
             self._waited_s += time.perf_counter() - asked
             yield batch

@@ -106,7 +106,8 @@ class Watch:
 
     def _tell(self, course: EpochCourse) -> None:
         """Losses and speed; waits for the device."""
-        check_finite(course, self._engine, self._done.epochs_done)
+        if self._phase.settings.non_finite == "stop":  # else it is told when the epoch ends
+            check_finite(course, self._engine, self._done.epochs_done)
         figures = self.pace.read()
         networks: dict[str, dict[str, float]] = {}
         losses: dict[str, float] = {}
