@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, default_collate
+from torch.utils.data._utils import signal_handling
 
 from medkd.datasets.patches import PatchDataset
 from medkd.errors import MedkdError, TrainingError
@@ -187,6 +188,8 @@ def _own_child_signal() -> Iterator[None]:
         yield
         return
     before = signal.getsignal(signal.SIGCHLD)
+    if getattr(before, "__module__", None) == signal_handling.__name__:
+        before = signal.SIG_DFL  # torch's, of another loader in this process
     try:
         yield
     finally:

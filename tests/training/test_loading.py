@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 
 from medkd.config import Config
 from medkd.errors import StageError, TrainingError
@@ -100,10 +103,13 @@ _before: set[int | None] = set()
 
 
 @pytest.fixture(autouse=True)
-def processes_of_other_tests() -> None:
-    """A loader that a failed training's traceback still holds keeps its processes."""
+def nothing_of_other_tests() -> None:
+    """A loader that a failed training's traceback still holds keeps its processes; torch's own
+    loaders leave a handler behind.
+    """
     _before.clear()
     _before.update(process.pid for process in multiprocessing.active_children())
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def loader_processes() -> list[int]:
@@ -173,6 +179,23 @@ def test_a_killed_worker_ends_the_training_with_one_line_and_it_goes_on(
     for path in (once.run_folder / "networks").iterdir():
         mine, theirs = load_file(config.run_folder / "networks" / path.name), load_file(path)
         assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+
+
+def test_torchs_own_loaders_in_this_process_change_nothing(
+    cohort: Cohort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They leave a handler behind that raises in whatever line is being run."""
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
+    list(DataLoader(range(4), num_workers=1))
+    assert signal.getsignal(signal.SIGCHLD) is not signal.SIG_DFL
+    config = quick(cohort, "train.loader_workers=1", "train.cache_mb=0")
+    loader, sampler = training_loader(config, load_tile_table(config, cohort.rows).tiles)
+    batches = iter(epoch_batches(loader, sampler, config, 0))
+    next(batches)
+    kill_one()
+    time.sleep(1)  # in which a handler would raise
+    with pytest.raises(TrainingError, match="a process that loads tiles is gone"):
+        list(batches)
 
 
 def test_full_shared_memory_is_told_by_its_signal(cohort: Cohort) -> None:
