@@ -27,7 +27,17 @@ def completed(config: Config) -> dict:
     return json.loads((config.run_folder / "training.json").read_text())
 
 
-@pytest.mark.parametrize("method", method_names())
+# The others in 'make test-slow'; every step of theirs is held against formulas in tests/distill.
+WHOLE = ("kd_ml", "sokd", "pcl", "one")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=() if name in WHOLE else pytest.mark.slow)
+        for name in method_names()
+    ],
+)
 def test_every_method_trains_predicts_and_ships(cohort: Cohort, method: str) -> None:
     config = cohort.variant(f"train.method={method}", "train.epochs=1")
     run_train_stage(config, cohort.rows)

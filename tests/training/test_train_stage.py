@@ -113,6 +113,7 @@ def command(config: Config) -> list[str]:
             "--set", "train.epochs=5"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_it_ends_as_if_never_killed(
     cohort: Cohort, tmp_path: Path
 ) -> None:
