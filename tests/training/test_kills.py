@@ -20,7 +20,7 @@ from tests.conftest import Cohort
 KILLS = 20
 SETTINGS = (
     "train.method=pcl",  # means of weights, views, shared stages
-    "train.epochs=60",
+    "train.epochs=150",
     "train.batch_size=16",
     "train.accumulate=2",
     "train.ema_decay=0.9",
