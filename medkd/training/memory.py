@@ -73,8 +73,10 @@ def _fitting(engine: Engine, images: Tensor, labels: Tensor) -> int | None:
         several_views = images.ndim == 5
         part = images[:, :size] if several_views else images[:size]
         try:
-            outputs = engine.forward(part, labels[:size])
-            engine.fabric.backward(torch.stack(list(outputs.terms.values())).sum())
+            for _ in range(2):  # the second one with the gradients of the first at hand
+                outputs = engine.forward(part, labels[:size])
+                engine.fabric.backward(torch.stack(list(outputs.terms.values())).sum())
+                del outputs
             engine.optimizer.step()  # its state takes memory, too
         except (RuntimeError, MemoryError):
             continue  # where memory is known to be short, every failure is for want of it
