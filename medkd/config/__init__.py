@@ -4,6 +4,7 @@ from medkd.config.augment import AugmentConfig
 from medkd.config.data import DataConfig, SplitConfig
 from medkd.config.experiment import Config, InferConfig, MlflowConfig, SlideLevelConfig
 from medkd.config.load import load_config, read_resolved, validate_config
+from medkd.config.stain import StainConfig
 from medkd.config.template import config_template
 from medkd.config.tile import TileConfig
 from medkd.config.train import NetworkConfig, TrainConfig
@@ -17,6 +18,7 @@ __all__ = [
     "NetworkConfig",
     "SlideLevelConfig",
     "SplitConfig",
+    "StainConfig",
     "TileConfig",
     "TrainConfig",
     "config_template",

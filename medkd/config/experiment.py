@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from medkd.config.data import DataConfig, SplitConfig
+from medkd.config.stain import StainConfig
 from medkd.config.tile import TileConfig
 from medkd.config.train import TrainConfig
 from medkd.config.types import FilePath, Positive
@@ -68,6 +69,7 @@ class Config(Strict):
     data: DataConfig = DataConfig()
     tile: TileConfig = TileConfig()
     split: SplitConfig = SplitConfig()
+    stain: StainConfig = StainConfig()
     train: TrainConfig = TrainConfig()
     slide_level: SlideLevelConfig = SlideLevelConfig()
     infer: InferConfig = InferConfig()

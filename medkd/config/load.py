@@ -17,7 +17,8 @@ from medkd.schema import faults, set_in
 from medkd.yaml_file import KeyPath, YamlDocument, parse_yaml, read_yaml
 
 # Relative to where the command is given, not to the file.
-_PATH_KEYS = ("output", "data.slides", "tile.annotations", "split.file")
+_OPTIONAL_PATHS = (("tile", "annotations"), ("split", "file"), ("stain", "reference_image"))
+_PATH_KEYS = ("output", "data.slides", *(".".join(key) for key in _OPTIONAL_PATHS))
 
 
 def load_config(path: Path | None, assignments: tuple[str, ...] = ()) -> Config:
@@ -87,12 +88,10 @@ def _anchor_paths(content: dict[str, Any], folder: Path) -> None:
     data = content.setdefault("data", {})
     if isinstance(data, dict) and isinstance(data.get("slides", ""), str):
         data["slides"] = str(folder / data.get("slides", DataConfig.model_fields["slides"].default))
-    tile = content.get("tile")
-    if isinstance(tile, dict) and isinstance(tile.get("annotations"), str):
-        tile["annotations"] = str(folder / tile["annotations"])
-    split = content.get("split")
-    if isinstance(split, dict) and isinstance(split.get("file"), str):
-        split["file"] = str(folder / split["file"])
+    for name, key in _OPTIONAL_PATHS:
+        section = content.get(name)
+        if isinstance(section, dict) and isinstance(section.get(key), str):
+            section[key] = str(folder / section[key])
     train = content.get("train")
     if isinstance(train, dict):
         if str(train.get("method", "")).endswith((".yaml", ".yml")):

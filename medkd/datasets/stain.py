@@ -1,21 +1,27 @@
 """Stain normalisation of a tile to a reference: Macenko's and Reinhard's.
 
-Tiles are 3 x H x W, RGB, uint8 or float in 0..255, what is normalised is float32 in 0..255. Neither
-torch nor MONAI is needed here.
+Tiles are 3 x H x W, RGB, uint8 or float in 0..255. Neither torch nor MONAI is needed here, so that
+one slide can be normalised where neither is.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
+from pydantic import Field
 from skimage.color import lab2rgb, rgb2lab
 
+from medkd.schema import Strict
+
 Method = Literal["macenko", "reinhard"]
-Triple = tuple[float, float, float]
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+_Above = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_NotBelow = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Triple: TypeAlias = tuple[float, float, float]
+_Triple = Annotated[tuple[_Finite, _Finite, _Finite], Field(strict=False)]
 
 # The light that glass lets through, level, and the optical density (natural logarithm) from which
 # on a pixel is stained in all channels; both as in the implementation by Macenko's group.
@@ -33,19 +39,17 @@ LEAST_STAINED_SHARE = 0.1
 LEAST_ANGLE_DEGREES = 5.0
 
 
-@dataclass(frozen=True)
-class MacenkoStains:
-    """Haematoxylin and eosin of a tile, or of a reference.
+class MacenkoStains(Strict):
+    """Haematoxylin and eosin of a tile, or of a reference."""
 
-    Attributes:
-        haematoxylin: its optical density in red, green and blue, natural logarithm, of length 1.
-        eosin: the same.
-        densities: how much there is of each: the 99th percentile of the pixels, optical density.
-    """
-
-    haematoxylin: Triple
-    eosin: Triple
-    densities: tuple[float, float]
+    method: Literal["macenko"] = "macenko"
+    haematoxylin: _Triple = Field(
+        description="Its optical density in red, green and blue, natural logarithm, of length 1."
+    )
+    eosin: _Triple = Field(description="The same.")
+    densities: Annotated[tuple[_Above, _Above], Field(strict=False)] = Field(
+        description="How much there is of each: the 99th percentile of the pixels, optical density."
+    )
 
     @property
     def mixing(self) -> np.ndarray:
@@ -53,15 +57,15 @@ class MacenkoStains:
         return np.array([self.haematoxylin, self.eosin]).T
 
 
-@dataclass(frozen=True)
-class ReinhardColour:
+class ReinhardColour(Strict):
     """Mean and standard deviation of a tile, or of a reference, in CIELAB (D65, L in 0..100)."""
 
-    mean: Triple
-    std: Triple
+    method: Literal["reinhard"] = "reinhard"
+    mean: _Triple
+    std: Annotated[tuple[_NotBelow, _NotBelow, _NotBelow], Field(strict=False)]
 
 
-StainReference = MacenkoStains | ReinhardColour
+StainReference: TypeAlias = MacenkoStains | ReinhardColour
 
 PUBLISHED_MACENKO = MacenkoStains(
     haematoxylin=(0.5626, 0.7201, 0.4062),
@@ -107,7 +111,11 @@ def measure_macenko(tile: np.ndarray) -> MacenkoStains | None:
     densities = np.percentile(amounts, DENSITY_PERCENTILE, axis=1)
     if densities.min() < STAINED_DENSITY:
         return None
-    return MacenkoStains(_triple(haematoxylin), _triple(eosin), (densities[0], densities[1]))
+    return MacenkoStains(
+        haematoxylin=_triple(haematoxylin),
+        eosin=_triple(eosin),
+        densities=(float(densities[0]), float(densities[1])),
+    )
 
 
 def measure_reinhard(tile: np.ndarray) -> ReinhardColour | None:
@@ -120,7 +128,7 @@ def measure_reinhard(tile: np.ndarray) -> ReinhardColour | None:
     if stained.mean() < LEAST_STAINED_SHARE:
         return None
     lab = _lab(tile)
-    return ReinhardColour(_triple(lab.mean((0, 1))), _triple(lab.std((0, 1))))
+    return ReinhardColour(mean=_triple(lab.mean((0, 1))), std=_triple(lab.std((0, 1))))
 
 
 def map_macenko(tile: np.ndarray, source: MacenkoStains, target: MacenkoStains) -> np.ndarray:
@@ -156,14 +164,27 @@ def normalise(tile: np.ndarray, reference: StainReference) -> np.ndarray:
         reference: such as :func:`fit` gives.
 
     Returns:
-        float32 3 x H x W, 0..255. A tile whose colours cannot be measured, such as a blank one, as
-        it was: there is nothing in it to normalise, and to stretch it would make stain of noise.
+        3 x H x W, 0..255: uint8, rounded, of uint8, otherwise float32. A tile whose colours cannot
+        be measured, such as a blank one, as it was: there is nothing in it to normalise, and to
+        stretch it would make stain of noise.
     """
+    done = _normalised(tile, reference)
+    if done is None:
+        return tile if tile.dtype == np.uint8 else np.array(tile, np.float32)
+    return np.rint(done).astype(np.uint8) if tile.dtype == np.uint8 else done
+
+
+def _normalised(tile: np.ndarray, reference: StainReference) -> np.ndarray | None:
     if isinstance(reference, MacenkoStains):
         stains = measure_macenko(tile)
-        return _as_it_was(tile) if stains is None else map_macenko(tile, stains, reference)
+        return None if stains is None else map_macenko(tile, stains, reference)
     colour = measure_reinhard(tile)
-    return _as_it_was(tile) if colour is None else map_reinhard(tile, colour, reference)
+    return None if colour is None else map_reinhard(tile, colour, reference)
+
+
+def recorded(reference: StainReference | None) -> dict[str, Any] | None:
+    """A reference in JSON's types."""
+    return reference.model_dump(mode="json") if reference is not None else None
 
 
 def fit(tiles: Iterable[np.ndarray], method: Method) -> StainReference | None:
@@ -185,26 +206,22 @@ def fit(tiles: Iterable[np.ndarray], method: Method) -> StainReference | None:
             return None
         amounts = np.median([one.densities for one in stains], 0)
         return MacenkoStains(
-            _unit(np.median([one.haematoxylin for one in stains], 0)),
-            _unit(np.median([one.eosin for one in stains], 0)),
-            (float(amounts[0]), float(amounts[1])),
+            haematoxylin=_unit(np.median([one.haematoxylin for one in stains], 0)),
+            eosin=_unit(np.median([one.eosin for one in stains], 0)),
+            densities=(float(amounts[0]), float(amounts[1])),
         )
     colours = [one for one in map(measure_reinhard, tiles) if one is not None]
     if not colours:
         return None
     return ReinhardColour(
-        _triple(np.median([one.mean for one in colours], 0)),
-        _triple(np.median([one.std for one in colours], 0)),
+        mean=_triple(np.median([one.mean for one in colours], 0)),
+        std=_triple(np.median([one.std for one in colours], 0)),
     )
 
 
 def _lab(tile: np.ndarray) -> np.ndarray:
     """H x W x 3, float64."""
     return rgb2lab(np.moveaxis(np.asarray(tile, np.float64) / 255, 0, -1))
-
-
-def _as_it_was(tile: np.ndarray) -> np.ndarray:
-    return np.array(tile, np.float32)
 
 
 def _unit(vector: np.ndarray) -> Triple:

@@ -1,15 +1,17 @@
-"""The stain reference of a cohort, fitted on its training patients."""
+"""Where the stain reference of an experiment comes from."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from medkd.config import Config
 from medkd.datasets.patches import patch_items
-from medkd.datasets.stain import Method, StainReference, fit
+from medkd.datasets.stain import PUBLISHED_MACENKO, Method, StainReference, fit
 from medkd.datasets.transforms import LoadStoredTiled
 from medkd.errors import StageError
 
@@ -19,6 +21,54 @@ def tiles_in_turn(tiles: pd.DataFrame, by: str, count: int, *, seed: int) -> pd.
     drawn = tiles.sample(frac=1, random_state=seed)
     turn = drawn.groupby(by, sort=False).cumcount()
     return drawn.loc[turn.sort_values(kind="stable").index].head(count)
+
+
+def stain_reference(config: Config, tiles: pd.DataFrame) -> StainReference | None:
+    """The reference that ``stain`` of the configuration asks for; None: nothing is normalised.
+
+    The same whenever and wherever it is asked for: of the configuration and ``tiles`` alone.
+
+    Args:
+        config: of the experiment.
+        tiles: the tile index with the columns ``label`` and ``role``.
+
+    Raises:
+        StageError: there is no such image, or what should give a reference holds too little stain.
+    """
+    stain = config.stain
+    if stain.normalise == "none":
+        return None
+    if stain.reference == "published":
+        return PUBLISHED_MACENKO
+    if stain.reference_image is not None:
+        return reference_of_image(stain.reference_image, stain.normalise)
+    return fit_training_reference(config, tiles, stain.normalise, count=stain.reference_tiles)
+
+
+def reference_of_image(path: Path, method: Method) -> StainReference:
+    """The reference that one image of stained tissue gives.
+
+    Raises:
+        StageError: it cannot be read, or holds too little stain.
+    """
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        # Pillow tells of a damaged PNG by a SyntaxError.
+        raise StageError(
+            f"cannot be read as an image: {error}",
+            where=path,
+            remedy="Set stain.reference_image to a PNG, TIFF or JPEG of stained tissue.",
+        ) from error
+    reference = fit([pixels.transpose(2, 0, 1)], method)
+    if reference is None:
+        raise StageError(
+            "holds too little stain to be a reference",
+            where=path,
+            remedy="Take an image that tissue with haematoxylin and eosin fills.",
+        )
+    return reference
 
 
 def fit_training_reference(
@@ -43,8 +93,8 @@ def fit_training_reference(
             f"none of {len(chosen)} tiles of training patients holds enough stain to fit a "
             "reference",
             where=config.tiles_folder,
-            remedy="Look at tiles/report.html for what was taken for tissue, or use a published "
-            "reference.",
+            remedy="Look at tiles/report.html for what was taken for tissue, or set "
+            "stain.reference to published or image.",
         )
     return reference
 

@@ -29,7 +29,7 @@ class StainNormalise(Transform):
         self.reference = reference
 
     def __call__(self, img: Any) -> np.ndarray:
-        """Normalise 3 x H x W, RGB, uint8 or float in 0..255, to float32 in 0..255."""
+        """Normalise 3 x H x W, RGB, 0..255: uint8 to uint8, float to float32."""
         return normalise(np.asarray(img), self.reference)
 
 

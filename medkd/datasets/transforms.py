@@ -12,6 +12,8 @@ from monai.transforms import Compose, MapTransform, ToTensord
 
 from medkd.config import AugmentConfig
 from medkd.datasets.augmentation import monai_transforms
+from medkd.datasets.stain import StainReference
+from medkd.datasets.stain_transforms import StainNormalised
 from medkd.errors import StageError
 from medkd.slides.imported_tiles import read_image
 from medkd.slides.open_stores import OpenStores, TileRange
@@ -64,11 +66,16 @@ class LoadStoredTiled(MapTransform):
         return decode_tile(self._stores.read_bytes(path, x, y, TileRange(*place)))
 
 
-def tile_transforms(augment: AugmentConfig | None = None) -> Compose:
+def tile_transforms(
+    augment: AugmentConfig | None = None, stain: StainReference | None = None
+) -> Compose:
     """From an item of the store to a tensor 3 x H x W, RGB.
 
     Args:
-        augment: augment at random, to float32 in [0, 1]; None: uint8 as it is stored.
+        augment: augment at random, to float32 in [0, 1]; None: uint8.
+        stain: give each tile the colours of this reference first; None: as it is stored.
     """
+    normalised = [StainNormalised("image", stain)] if stain is not None else []
     random = monai_transforms(augment) if augment is not None else []
-    return Compose([LoadStoredTiled("image"), *random, ToTensord("image", track_meta=False)])
+    to_tensor = ToTensord("image", track_meta=False)
+    return Compose([LoadStoredTiled("image"), *normalised, *random, to_tensor])

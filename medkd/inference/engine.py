@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from medkd.datasets.stain import StainReference, normalise
 from medkd.errors import ModelPackageError
 from medkd.inference.package import ModelPackage
 from medkd.slide_level.call import Call, make_call
@@ -81,6 +82,13 @@ class Students:
         return probabilities
 
 
+def _normalised(tile: np.ndarray, stain: StainReference | None) -> np.ndarray:
+    """A tile, uint8 H x W x 3, in the colours of training."""
+    if stain is None:
+        return tile
+    return np.moveaxis(normalise(np.moveaxis(tile, -1, 0), stain), 0, -1)
+
+
 def _session(path: Path) -> Any:
     import onnxruntime
 
@@ -120,7 +128,7 @@ def infer_slide(
         ModelPackageError: a student is broken.
     """
     manifest = package.manifest
-    parameters = manifest.preprocessing.tile
+    parameters, stain = manifest.preprocessing.tile, manifest.preprocessing.stain
     began = time.perf_counter()
     spent = {"read": 0.0, "model": 0.0}
     collected: dict[str, list[np.ndarray]] = {s.name: [] for s in manifest.students}
@@ -140,7 +148,7 @@ def infer_slide(
         for tile in slide.tiles():
             fates.append(tile.fate)
             if tile.pixels is not None:
-                batch.append(slide.learnt_pixels(tile))
+                batch.append(_normalised(slide.learnt_pixels(tile), stain))
                 places.append((tile.x, tile.y))
                 if len(batch) == _BATCH_TILES:
                     flush()

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from medkd.config import InferConfig, SlideLevelConfig, TileConfig
+from medkd.datasets.stain import StainReference
 from medkd.errors import ModelPackageError
 from medkd.files import make_folder, sha256_of_file, sha256_of_json, write_bytes, write_json
 from medkd.schema import Strict, faults
@@ -24,6 +25,10 @@ SCHEMA_VERSION = 1
 MANIFEST = "model.json"
 CARD = "model_card.md"
 _ALLOWED_SUFFIXES = {".onnx", ".safetensors", ".md"}
+_STAIN_WORDS = {
+    "macenko": "Each tile is given the stains of a reference first (Macenko's method).",
+    "reinhard": "Each tile is given the colours of a reference first (Reinhard's method, CIELAB).",
+}
 _ANEW = "Get the package anew from where it was made."
 
 Interval = Annotated[tuple[float, float], Field(strict=False)]
@@ -37,6 +42,9 @@ class Preprocessing(Strict):
     reader: Literal["openslide"] = "openslide"
     jpeg_round_trip: Literal[True] = Field(
         True, description="Tiles are encoded and decoded at tile.jpeg_quality, as in training."
+    )
+    stain: StainReference | None = Field(
+        None, description="Whose colours a decoded tile is given, as in training; null: none's."
     )
 
 
@@ -262,6 +270,7 @@ def manifest_schema() -> dict[str, Any]:
 def model_card(manifest: Manifest) -> str:
     """The model card in Markdown, from nothing but the manifest."""
     origin, tile = manifest.provenance, manifest.preprocessing.tile
+    stain = manifest.preprocessing.stain
     lines = [
         f"# {manifest.name} {manifest.version}",
         "",
@@ -285,7 +294,8 @@ def model_card(manifest: Manifest) -> str:
             for s in manifest.students
         )
         + f". Trained with the method {origin.method}. Tiles of {tile.size_px} px at {tile.mpp:g} "
-        f"um/px ({tile.size_px * tile.mpp:g} um); a slide's score is the mean over its tiles.",
+        f"um/px ({tile.size_px * tile.mpp:g} um); a slide's score is the mean over its tiles."
+        + ("" if stain is None else f" {_STAIN_WORDS[stain.method]}"),
         "",
         "## Training data",
         "",

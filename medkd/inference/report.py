@@ -37,6 +37,7 @@ def report_html(result: Result, manifest: Manifest, heatmap: bytes) -> str:
         r=result,
         origin=manifest.provenance,
         tile=manifest.preprocessing.tile,
+        stain=manifest.preprocessing.stain,
         heatmap=base64.b64encode(heatmap).decode("ascii"),
         scale=score_scale(result, manifest.positive),
     )

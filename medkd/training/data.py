@@ -13,6 +13,7 @@ from torch.utils.data import Sampler
 from medkd.config import Config
 from medkd.datasets.patches import EpochSampler, PatchDataset, PatchItems, patch_items
 from medkd.datasets.split import check_split, read_split
+from medkd.datasets.stain import StainReference
 from medkd.datasets.tables import SlideRow
 from medkd.datasets.transforms import tile_transforms
 from medkd.errors import StageError, TableError, TrainingError
@@ -117,7 +118,7 @@ def _check_sites(config: Config, tiles: pd.DataFrame) -> None:
 
 
 def training_loader(
-    config: Config, tiles: pd.DataFrame, *, views: int = 1
+    config: Config, tiles: pd.DataFrame, *, views: int = 1, stain: StainReference | None = None
 ) -> tuple[TileLoader, EpochSampler]:
     """The loader and the sampler of the training role.
 
@@ -128,6 +129,7 @@ def training_loader(
         config: of the experiment.
         tiles: of the training role, with ``label`` and ``site``.
         views: how many augmentations of each tile.
+        stain: that tiles are normalised to, before they are augmented; None: they are not.
     """
     train = config.train
     augment = train.augment
@@ -137,7 +139,7 @@ def training_loader(
     dataset = _dataset(
         config,
         items,
-        transform=tile_transforms(augment if in_loader else None),
+        transform=tile_transforms(augment if in_loader else None, stain),
         cache_mb=train.cache_mb,
         views=views,
         seeds_only=on_device,
@@ -210,13 +212,26 @@ def epoch_batches(
 
 
 def evaluation_batches(
-    config: Config, tiles: pd.DataFrame, *, cache: bool, ranks: Ranks | None = None
+    config: Config,
+    tiles: pd.DataFrame,
+    *,
+    cache: bool,
+    ranks: Ranks | None = None,
+    stain: StainReference | None = None,
 ) -> Batches:
-    """All ``tiles`` in their order, uint8, not augmented; every n-th batch for each of n ranks."""
+    """All ``tiles`` in their order, uint8, not augmented; every n-th batch for each of n ranks.
+
+    Args:
+        config: of the experiment.
+        tiles: with ``label``.
+        cache: keep decoded tiles in memory.
+        ranks: the processes.
+        stain: that tiles are normalised to; None: they are not.
+    """
     ranks = ranks or Ranks()
     cache_mb = config.train.cache_mb if cache else 0
     items = _items(config, tiles)
-    dataset = _dataset(config, items, transform=tile_transforms(), cache_mb=cache_mb)
+    dataset = _dataset(config, items, transform=tile_transforms(stain=stain), cache_mb=cache_mb)
     size = _evaluation_batch(config)
     own = _evaluated(len(tiles), size, ranks.count)[ranks.rank]
     return Batches(_loader(dataset, config), own, size)

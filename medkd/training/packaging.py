@@ -9,6 +9,7 @@ import torch
 
 from medkd import __version__
 from medkd.config import Config
+from medkd.datasets.stain import StainReference, recorded
 from medkd.distill.cohort import Cohort
 from medkd.distill.graph import Graph
 from medkd.inference.package import write_package
@@ -22,6 +23,7 @@ def write_model_package(
     config: Config,
     graph: Graph,
     table: TileTable,
+    stain: StainReference | None,
     cohort: Cohort,
     *,
     deployed: Sequence[str],
@@ -57,7 +59,7 @@ def write_model_package(
             "research_use_only": True,
             "classes": list(config.data.classes),
             "positive": config.data.positive,
-            "preprocessing": {"tile": config.tile.packaged()},
+            "preprocessing": {"tile": config.tile.packaged(), "stain": recorded(stain)},
             "students": students,
             "slide_head": {"pooling": "mean_probability"},
             "calibration": {"kind": "none"},

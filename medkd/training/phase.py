@@ -12,6 +12,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from medkd.config import Config, TrainConfig
+from medkd.datasets.stain import StainReference
 from medkd.distill.cohort import Cohort
 from medkd.distill.graph import Graph
 from medkd.errors import TrainingError
@@ -43,6 +44,7 @@ class Phase:
         config: of the run.
         graph: of this phase.
         table: all tiles with their roles.
+        stain: that tiles are normalised to; None: they are not.
         cohort: the networks.
         identity: of the run; a checkpoint of another run is refused.
         tracker: told of each epoch; None: someone else tells.
@@ -54,6 +56,7 @@ class Phase:
     config: Config
     graph: Graph
     table: TileTable
+    stain: StainReference | None
     cohort: Cohort
     identity: str
     tracker: CohortTracker | None
@@ -92,7 +95,7 @@ def train_phase(phase: Phase) -> checkpoint.Progress:
     tiles = phase.table.tiles
     training = tiles[tiles["role"] == "train"].reset_index(drop=True)
     held_out = tiles[tiles["role"] == "validation"].reset_index(drop=True)
-    loader, sampler = training_loader(config, training, views=graph.views)
+    loader, sampler = training_loader(config, training, views=graph.views, stain=phase.stain)
     steps = len(epoch_batches(loader, sampler, config, 0, ranks=ranks))
     engine = set_up(
         cohort,
@@ -109,7 +112,7 @@ def train_phase(phase: Phase) -> checkpoint.Progress:
     if state is not None:
         engine.load_state(state)
         course = EpochCourse(done.steps_done, state["sums"], state["dead"])
-    validation = evaluation_batches(config, held_out, cache=True, ranks=ranks)
+    validation = evaluation_batches(config, held_out, cache=True, ranks=ranks, stain=phase.stain)
     label = f"{phase.first} first" if phase.first else "training"
     before = steps * done.epochs_done + done.steps_done
     with (

@@ -9,6 +9,8 @@ import pandas as pd
 import torch
 
 from medkd.config import Config
+from medkd.datasets.stain import recorded
+from medkd.datasets.stain_reference import stain_reference
 from medkd.datasets.tables import SlideRow
 from medkd.distill.graph import expand
 from medkd.distill.method import load_method
@@ -40,6 +42,13 @@ def run_predict_stage(config: Config, rows: Sequence[SlideRow]) -> tuple[Path, i
             where=config.run_folder,
             remedy="Train again with --restart, or bring the earlier tiles and split back.",
         )
+    stain = stain_reference(config, table.tiles)
+    if completion.get("stain") != recorded(stain):
+        raise StageError(
+            "was trained with another stain normalisation than that in 'stain'",
+            where=config.run_folder,
+            remedy="Bring the earlier settings back, or train again with --restart.",
+        )
     graph = expand(load_method(config.train.method), len(config.train.students))
     cohort = build_cohort(config, graph)
     for name, network in cohort.own_modules().items():
@@ -54,7 +63,7 @@ def run_predict_stage(config: Config, rows: Sequence[SlideRow]) -> tuple[Path, i
         sending_leftovers(config),
         progress("predicting", len(table.tiles)) as advance,
     ):
-        batches = evaluation_batches(config, table.tiles, cache=False)
+        batches = evaluation_batches(config, table.tiles, cache=False, stain=stain)
         probabilities, _ = predict_tiles(cohort, fabric, batches, advance)
     columns = table.tiles[["slide_id", "patient_id", "role", "x", "y"]]
     predictions = pd.concat(

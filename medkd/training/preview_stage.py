@@ -14,7 +14,8 @@ from torch import Tensor
 
 from medkd.config import AugmentConfig, Config
 from medkd.datasets.preview import SheetRow, write_sheet
-from medkd.datasets.stain_reference import tiles_in_turn
+from medkd.datasets.stain import StainReference
+from medkd.datasets.stain_reference import stain_reference, tiles_in_turn
 from medkd.datasets.tables import SlideRow
 from medkd.distill.graph import expand
 from medkd.distill.method import load_method
@@ -30,6 +31,7 @@ class Draws:
     Attributes:
         tiles: N rows of the index, with ``label``.
         stored: uint8 N x 3 x H x W.
+        normalised: the same after stain normalisation; None: there is none.
         drawn: uint8 draws x N x 3 x H x W, rounded.
         names: of each draw, such as ``epoch 1`` or ``epoch 1, view 2``.
         synthetic: some slide of the cohort was drawn, not scanned.
@@ -37,6 +39,7 @@ class Draws:
 
     tiles: pd.DataFrame
     stored: np.ndarray
+    normalised: np.ndarray | None
     drawn: np.ndarray
     names: tuple[str, ...]
     synthetic: bool
@@ -60,19 +63,23 @@ def write_preview(
         OutputError: the picture cannot be written.
     """
     seen = draw_tiles(config, rows, tiles=tiles, draws=draws)
+    before = [seen.stored] if seen.normalised is None else [seen.stored, seen.normalised]
+    columns = ("stored", "normalised")[: len(before)] + seen.names
     sheet = [
-        SheetRow(label, slide_id, [seen.stored[n], *seen.drawn[:, n]])
+        SheetRow(label, slide_id, [images[n] for images in (*before, *seen.drawn)])
         for n, (label, slide_id) in enumerate(
             zip(seen.tiles["label"], seen.tiles["slide_id"], strict=True)
         )
     ]
+    stain = config.stain.normalise
+    normalised = f"stain.normalise: {stain}. " if stain != "none" else ""
     note = "Synthetic slides: drawn, not scanned. " if seen.synthetic else ""
     write_sheet(
         path,
         sheet,
-        ("stored", *seen.names),
+        columns,
         title="Training tiles, and what training sees of them",
-        note=f"{note}train.augment: {augmentation_words(config.train.augment)}",
+        note=f"{note}{normalised}train.augment: {augmentation_words(config.train.augment)}",
     )
     return seen
 
@@ -94,7 +101,8 @@ def draw_tiles(config: Config, rows: Sequence[SlideRow], *, tiles: int, draws: i
     graph = expand(load_method(train.method), len(train.students))
     views = graph.views if train.augment.enabled else 1
     alone = config.model_copy(update={"train": train})
-    loader, _ = training_loader(alone, training, views=views)
+    stain = stain_reference(config, table.tiles)
+    loader, _ = training_loader(alone, training, views=views, stain=stain)
     augment = BatchAugmentation(train.augment)
     cpu = torch.device("cpu")
     seen: list[Tensor] = []
@@ -102,12 +110,17 @@ def draw_tiles(config: Config, rows: Sequence[SlideRow], *, tiles: int, draws: i
     for batch in loader.load(order):
         images = device_images(batch, cpu, augment)
         seen += images if views > 1 else [images]
-    stored = [device_images(batch, cpu) for batch in evaluation_batches(alone, chosen, cache=False)]
+
+    def plain(stain: StainReference | None) -> np.ndarray:
+        batches = evaluation_batches(alone, chosen, cache=False, stain=stain)
+        return _levels(torch.cat([device_images(batch, cpu) for batch in batches]))
+
     view = [f", view {number + 1}" for number in range(views)] if views > 1 else [""]
     names = [f"epoch {epoch + 1}{of_view}" for epoch in range(len(order)) for of_view in view]
     return Draws(
         chosen,
-        _levels(torch.cat(stored)),
+        plain(None),
+        plain(stain) if stain is not None else None,
         _levels(torch.stack(seen[:draws])),
         tuple(names[:draws]),
         table.synthetic,

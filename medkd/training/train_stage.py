@@ -12,6 +12,8 @@ import yaml
 from medkd import __version__
 from medkd.config import Config
 from medkd.datasets.leakage import check_leakage
+from medkd.datasets.stain import StainReference, recorded
+from medkd.datasets.stain_reference import stain_reference
 from medkd.datasets.tables import SlideRow
 from medkd.distill.drawing import write_drawing
 from medkd.distill.graph import expand
@@ -46,7 +48,9 @@ class TrainResult:
     mlflow_run_id: str
 
 
-def run_identity(config: Config, method: Method, table: TileTable) -> str:
+def run_identity(
+    config: Config, method: Method, table: TileTable, stain: StainReference | None = None
+) -> str:
     """A digest of all that decides what a run computes; a resume compares it."""
     # Where and in how many parts it is computed may change on the way.
     left_out = {
@@ -62,7 +66,10 @@ def run_identity(config: Config, method: Method, table: TileTable) -> str:
     }
     train = config.train.model_dump(mode="json", exclude=left_out)
     weights = [sha256_of_file(path) for path in weight_files(config)]
-    return sha256_of_json([train, config.seed, method.text, table.digest, weights])
+    decided = [train, config.seed, method.text, table.digest, weights]
+    if stain is not None:
+        decided.append(recorded(stain))
+    return sha256_of_json(decided)
 
 
 def run_train_stage(
@@ -89,8 +96,9 @@ def run_train_stage(
     graph = expand(method, len(config.train.students))
     fabric, ranks = make_fabric(config.train)
     table = load_tile_table(config, rows)
+    stain = stain_reference(config, table.tiles)
     cohort = build_cohort(config, graph)
-    identity = run_identity(config, method, table)
+    identity = run_identity(config, method, table, stain)
     folder = make_folder(config.run_folder)
     if restart and ranks.is_first:
         checkpoint.forget(folder)
@@ -107,7 +115,7 @@ def run_train_stage(
         check_leakage(config, rows, table.tiles, weight_files(config))
         write_settings(config, method)
         tracker = CohortTracker(config, graph, cohort, table)
-    phase = Phase(config, graph, table, cohort, identity, tracker, fabric, ranks)
+    phase = Phase(config, graph, table, stain, cohort, identity, tracker, fabric, ranks)
     try:
         with peers_expected(ranks):
             before = [_train_first(phase, node.name) for node in trained_first(config, graph)]
@@ -190,6 +198,7 @@ def _write_results(
         config,
         graph,
         table,
+        phase.stain,
         cohort,
         deployed=deployed,
         best_epoch=done.best_epoch,
@@ -213,6 +222,7 @@ def _write_results(
             "best_epoch": done.best_epoch,
             "validation": result.best,
             "data_digest": table.digest,
+            "stain": recorded(phase.stain),
             "synthetic": table.synthetic,
             "seconds": round(result.seconds, 1),
             "rho": None if done.rho is None else round(done.rho, 3),

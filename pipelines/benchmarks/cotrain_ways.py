@@ -265,6 +265,7 @@ def _watch(config: Config, engine: Engine, closing: ExitStack, epoch_steps: int)
         config=config,
         graph=graph,
         table=table,
+        stain=None,
         cohort=engine.cohort,
         identity="noise",
         tracker=tracker,

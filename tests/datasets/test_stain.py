@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import TypeAdapter
 from skimage.color import rgb2lab
 from torchstain.numpy.normalizers.macenko import NumpyMacenkoNormalizer
 from torchstain.numpy.normalizers.reinhard import NumpyReinhardNormalizer
@@ -17,6 +19,7 @@ from medkd.datasets.stain import (
     MacenkoStains,
     Method,
     ReinhardColour,
+    StainReference,
     fit,
     map_macenko,
     map_reinhard,
@@ -24,6 +27,7 @@ from medkd.datasets.stain import (
     measure_reinhard,
     normalise,
     optical_density,
+    recorded,
 )
 
 HAEMATOXYLIN, EOSIN = np.array([0.6, 0.7, 0.387298]), np.array([0.2, 0.9, 0.387298])
@@ -156,7 +160,7 @@ def test_normalised_tissue_has_the_colours_of_the_reference(
     assert isinstance(reinhard, ReinhardColour)
     ratios, means = [], []
     for tile in scanned:
-        density = -np.log((normalise(tile, macenko).reshape(3, -1) + 1) / 240)
+        density = -np.log((normalise(np.float32(tile), macenko).reshape(3, -1) + 1) / 240)
         amounts = np.linalg.lstsq(macenko.mixing, density, rcond=None)[0]
         np.testing.assert_allclose(np.percentile(amounts, 99, axis=1), macenko.densities, rtol=0.01)
         lab = rgb2lab(as_image(normalise(tile, reinhard)) / 255).reshape(-1, 3)
@@ -180,7 +184,9 @@ def test_the_same_place_stained_otherwise_becomes_more_alike(
     assert own is not None
     haematoxylin, eosin = own.densities
     other = MacenkoStains(
-        (0.62, 0.68, 0.391408), (0.15, 0.9, 0.409268), (haematoxylin * 0.8, eosin * 0.6)
+        haematoxylin=(0.62, 0.68, 0.391408),
+        eosin=(0.15, 0.9, 0.409268),
+        densities=(haematoxylin * 0.8, eosin * 0.6),
     )
     here, elsewhere = normalise(tile, own), map_macenko(tile, own, other)
     before = np.abs(elsewhere - here).mean()
@@ -199,10 +205,10 @@ def test_blank_tiles_are_left_as_they_were(method: Method) -> None:
     nearly = paper.copy()
     nearly[:, :3] = drawn(side=32)[:, :3]  # 3 of 32 rows: 9% tissue
     for tile in (white, paper, nearly):
-        done = normalise(tile, reference)
-        np.testing.assert_array_equal(done, tile)
-        assert done.dtype == np.float32
-        assert done is not tile
+        for kind in (np.uint8, np.float32):
+            done = normalise(tile.astype(kind), reference)
+            np.testing.assert_array_equal(done, tile)
+            assert done.dtype == kind
     nearly[:, :4] = drawn(side=32)[:, :4]  # 4 rows: 12%
     assert not np.array_equal(normalise(nearly, reference), nearly)
     assert fit([white, paper], method) is None
@@ -241,8 +247,8 @@ def test_reinhard_by_hand() -> None:
     colour = measure_reinhard(tile)
     assert colour is not None
     mean, std = np.array(colour.mean), np.array(colour.std)
-    reference = ReinhardColour((mean[0] + 5, mean[1], mean[2]), tuple(std * 2 / 3))
-    lab = rgb2lab(as_image(normalise(tile, reference)) / 255)
+    reference = ReinhardColour(mean=(mean[0] + 5, mean[1], mean[2]), std=tuple(std * 2 / 3))
+    lab = rgb2lab(as_image(normalise(tile.astype(np.float32), reference)) / 255)
     expected = (rgb2lab(as_image(tile)) - mean) * 2 / 3 + mean + [5, 0, 0]
     np.testing.assert_allclose(lab, expected, atol=1e-3)
 
@@ -253,7 +259,7 @@ def test_colours_that_no_screen_shows_are_cut_without_a_warning() -> None:
     assert colour is not None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        yellow = map_reinhard(tile, colour, ReinhardColour((30, 0, 120), (40, 60, 60)))
+        yellow = map_reinhard(tile, colour, ReinhardColour(mean=(30, 0, 120), std=(40, 60, 60)))
     assert np.isfinite(yellow).all()
     assert yellow.min() == 0
 
@@ -274,10 +280,17 @@ def test_a_reference_is_the_median_of_its_tiles() -> None:
     assert colours.mean[0] == lightness[1]
 
 
-def test_bytes_and_floats_give_the_same() -> None:
+def test_bytes_give_what_floats_give_rounded() -> None:
     tile = drawn().round().astype(np.uint8)
     for reference in (PUBLISHED_MACENKO, fit([drawn(2)], "reinhard")):
         assert reference is not None
-        of_bytes = normalise(tile, reference)
-        assert of_bytes.dtype == np.float32
-        np.testing.assert_array_equal(of_bytes, normalise(tile.astype(np.float32), reference))
+        of_bytes, of_floats = normalise(tile, reference), normalise(np.float32(tile), reference)
+        assert (of_bytes.dtype, of_floats.dtype) == (np.uint8, np.float32)
+        np.testing.assert_array_equal(of_bytes, np.floor(of_floats + 0.5))
+
+
+def test_a_reference_survives_json() -> None:
+    for reference in (fit([drawn()], "macenko"), fit([drawn()], "reinhard"), None):
+        text = json.dumps(recorded(reference))
+        read = TypeAdapter(StainReference | None).validate_python(json.loads(text))
+        assert read == reference

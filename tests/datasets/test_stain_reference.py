@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
-from medkd.datasets.stain import MacenkoStains, ReinhardColour, fit
-from medkd.datasets.stain_reference import fit_training_reference, tiles_in_turn
+from medkd.config import Config
+from medkd.datasets.stain import PUBLISHED_MACENKO, MacenkoStains, ReinhardColour, fit
+from medkd.datasets.stain_reference import (
+    fit_training_reference,
+    stain_reference,
+    tiles_in_turn,
+)
 from medkd.errors import StageError
 from medkd.slides.store import (
     RANGE_COLUMNS,
@@ -76,6 +84,46 @@ def test_training_tiles_without_stain_are_told(cohort: Cohort) -> None:
         fit_training_reference(config, tiles, "reinhard", count=5)
     assert str(told.value) == (
         f"{config.tiles_folder}: none of 5 tiles of training patients holds enough stain to fit a "
-        "reference. Look at tiles/report.html for what was taken for tissue, or use a published "
-        "reference."
+        "reference. Look at tiles/report.html for what was taken for tissue, or set stain.reference"
+        " to published or image."
+    )
+
+
+def test_the_reference_is_the_one_that_is_asked_for(cohort: Cohort) -> None:
+    tiles = load_tile_table(cohort.config, cohort.rows).tiles
+    assert stain_reference(cohort.config, tiles) is None
+    published = cohort.variant("stain.normalise=macenko", "stain.reference=published")
+    assert stain_reference(published, tiles) == PUBLISHED_MACENKO
+    fitted = cohort.variant("stain.normalise=reinhard", "stain.reference_tiles=6")
+    expected = fit_training_reference(fitted, tiles, "reinhard", count=6)
+    assert stain_reference(fitted, tiles) == expected
+    with TileStore(next(cohort.config.tiles_folder.glob("*.zip"))) as store:
+        first = store.tiles()[0]
+        tile = store.read(first.x, first.y)
+    Image.fromarray(tile).save(cohort.folder / "mine.png")
+    mine = of_image(cohort, cohort.folder / "mine.png")
+    assert stain_reference(mine, tiles) == fit([tile.transpose(2, 0, 1)], "macenko")
+
+
+def of_image(cohort: Cohort, path: Path) -> Config:
+    return cohort.variant(
+        "stain.normalise=macenko", "stain.reference=image", f"stain.reference_image={path}"
+    )
+
+
+def test_an_image_that_is_no_reference_is_told(cohort: Cohort) -> None:
+    path, tiles = cohort.folder / "mine.png", pd.DataFrame()
+    with pytest.raises(StageError) as told:
+        stain_reference(of_image(cohort, path), tiles)
+    assert str(told.value).startswith(f"{path}: cannot be read as an image: ")
+    assert "Set stain.reference_image to a PNG, TIFF or JPEG of stained tissue." in str(told.value)
+    path.write_bytes(b"no image")
+    with pytest.raises(StageError, match="cannot be read as an image"):
+        stain_reference(of_image(cohort, path), tiles)
+    Image.new("RGB", (32, 32), "white").save(path)
+    with pytest.raises(StageError) as told:
+        stain_reference(of_image(cohort, path), tiles)
+    assert str(told.value) == (
+        f"{path}: holds too little stain to be a reference. Take an image that tissue with "
+        "haematoxylin and eosin fills."
     )

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from medkd.cli import app
 from medkd.config import AugmentConfig
+from medkd.datasets.stain import PUBLISHED_MACENKO, normalise
 from medkd.errors import ConfigError, StageError
 from medkd.slides.store import TileStore
 from medkd.training.augmentation import BatchAugmentation
@@ -64,6 +65,19 @@ def test_the_first_column_is_the_store_and_all_are_of_training_patients(cohort: 
             np.testing.assert_array_equal(
                 seen.stored[n], store.read(row.x, row.y).transpose(2, 0, 1)
             )
+
+
+def test_normalised_tiles_are_shown_and_are_what_is_augmented(cohort: Cohort) -> None:
+    assert draw_tiles(cohort.config, cohort.rows, tiles=2, draws=1).normalised is None
+    config = cohort.variant(
+        "stain.normalise=macenko", "stain.reference=published", "train.augment.enabled=false"
+    )
+    seen = draw_tiles(config, cohort.rows, tiles=4, draws=1)
+    assert seen.normalised is not None
+    for stored, shown in zip(seen.stored, seen.normalised, strict=True):
+        np.testing.assert_array_equal(shown, normalise(stored, PUBLISHED_MACENKO))
+        assert not np.array_equal(shown, stored)
+    np.testing.assert_array_equal(seen.drawn[0], seen.normalised)
 
 
 def test_views_are_columns_and_differ(cohort: Cohort) -> None:
