@@ -1,0 +1,55 @@
+"""Labels and scores of patients, checked before anything is fitted to them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from medkd.errors import StageError
+
+FEWEST_PATIENTS = 3
+
+
+def check_labelled(
+    labels: Any, scores: Any, *, cohort: str, purpose: str, within_0_and_1: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and scores as arrays of bool and float64, one of each for every patient.
+
+    Args:
+        labels: (patients,), True for the positive class.
+        scores: (patients,).
+        cohort: who they are, in words, for the messages.
+        purpose: what they are needed for, such as 'to calibrate on', for the messages.
+        within_0_and_1: whether a score must be a probability.
+
+    Raises:
+        StageError: a score is no number or out of range, a class is absent, or there are fewer
+            than three patients.
+        ValueError: labels and scores are not two lists of one length.
+    """
+    labels, scores = np.asarray(labels, bool), np.asarray(scores, np.float64)
+    if labels.shape != scores.shape or labels.ndim != 1:
+        raise ValueError(f"labels are {labels.shape} and scores {scores.shape}, one a patient each")
+    if not np.isfinite(scores).all():
+        raise StageError(
+            "a score is not a number", where=cohort, remedy="Look at predictions.parquet."
+        )
+    if within_0_and_1 and not ((scores >= 0) & (scores <= 1)).all():
+        raise StageError(
+            "a score does not lie between 0 and 1",
+            where=cohort,
+            remedy="Look at predictions.parquet.",
+        )
+    more = "Give validation a larger share, or add patients."
+    for lacking, there in (("positive", labels.any()), ("negative", not labels.all())):
+        if not there:
+            raise StageError(f"there is no {lacking} patient {purpose}", where=cohort, remedy=more)
+    if len(labels) < FEWEST_PATIENTS:
+        raise StageError(
+            f"{len(labels)} patients are too few {purpose}: it takes {FEWEST_PATIENTS} at the "
+            "least, and tens to mean anything",
+            where=cohort,
+            remedy=more,
+        )
+    return labels, scores
