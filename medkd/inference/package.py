@@ -65,7 +65,7 @@ class PackagedOperatingPoint(Strict):
     """The frozen threshold and what it reached where it was chosen."""
 
     threshold: float
-    target_sensitivity: float
+    target_sensitivity: float | None
     sensitivity: float
     sensitivity_interval: Interval
     specificity: float
@@ -75,6 +75,21 @@ class PackagedOperatingPoint(Strict):
     positives: int
     date: str
     method: str
+    rule: str = Field(
+        "fixed sensitivity",
+        description="fixed sensitivity, fixed specificity, Youden or cost-weighted.",
+    )
+    prevalence: float | None = Field(None, description="Of the cohort; null in older packages.")
+    confidence: float | None = Field(
+        None, description="Level of the intervals; null in older packages."
+    )
+    target_specificity: float | None = Field(None, description="null: not the rule.")
+    cost_ratio: float | None = Field(
+        None, description="What a missed positive costs, in false alarms; null: not the rule."
+    )
+    stated_prevalence: float | None = Field(
+        None, description="For which costs were weighed; null: not the rule."
+    )
 
 
 class Provenance(Strict):
@@ -330,9 +345,10 @@ def _card_operating_point(manifest: Manifest) -> list[str]:
     if point is None:
         return ["None yet: the package cannot be used for calls."]
     low, high = point.sensitivity_interval
+    target = "" if point.target_sensitivity is None else f" ({point.target_sensitivity:.0%})"
     lines = [
         f"A score of at least {point.threshold:.4f} counts as {manifest.positive}: "
-        f"{point.method} ({point.target_sensitivity:.0%}), chosen on {point.date} on "
+        f"{point.method}{target}, chosen on {point.date} on "
         f"{point.patients} {point.cohort}, {point.positives} of them {manifest.positive}. "
         f"There the sensitivity was {point.sensitivity:.2f} ({low:.2f} to {high:.2f}).",
     ]

@@ -199,6 +199,19 @@ def test_without_an_operating_point(make_package, tmp_path):
     assert "None yet" in (folder / "model_card.md").read_text()
 
 
+def test_an_operating_point_of_another_rule(make_package, tmp_path):
+    """A point that fixed no sensitivity names none, in the package and in its card."""
+    other = make_package(tmp_path / "model")
+    point = load_package(other).manifest.operating_point.model_dump(mode="json")
+    assert point["rule"] == "fixed sensitivity"
+    assert point["prevalence"] is None  # the package is as an older medkd wrote it
+    changes = {"rule": "Youden", "method": "largest index", "target_sensitivity": None}
+    frozen = set_operating_point(other, {**point, **changes}, {"patients": 1, "positives": 0,
+                                 "patient_auroc": {"value": None}})  # fmt: skip
+    assert frozen.manifest.operating_point.target_sensitivity is None
+    assert "counts as MSI: largest index, chosen on" in (other / "model_card.md").read_text()
+
+
 def test_the_operating_point_is_frozen_and_the_students_are_left(package_folder, make_package):
     folder = package_folder
     source = load_package(folder)

@@ -146,6 +146,16 @@ def test_the_scale(result):
     assert "operating point 0.50" in scale
 
 
+def test_an_operating_point_that_fixed_no_sensitivity_names_none(result, package):
+    shown = Seen(html(result, package)).shown
+    assert "(95%), chosen on" in shown
+    point = result.operating_point.model_copy(
+        update={"method": "largest index", "target_sensitivity": None}
+    )
+    shown = Seen(html(result.model_copy(update={"operating_point": point}), package)).shown
+    assert "largest index, chosen on" in shown
+
+
 def test_no_result_shows_no_score(result, package):
     none = result.model_copy(
         update={

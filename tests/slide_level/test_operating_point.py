@@ -1,4 +1,4 @@
-"""The highest threshold that reaches the target sensitivity, and what it reached."""
+"""Thresholds by each rule, and what they reach."""
 
 from __future__ import annotations
 
@@ -6,15 +6,21 @@ import json
 
 import numpy as np
 import pytest
-from scipy.stats import beta
+from scipy.stats import beta, norm
 from sklearn.metrics import recall_score, roc_curve
 
 from medkd.errors import StageError
 from medkd.slide_level.operating_point import (
     OperatingPoint,
+    at_threshold,
     choose_operating_point,
+    cost_weighted_point,
     exact_interval,
+    fixed_specificity_point,
+    youden_point,
 )
+
+OPTIONS = {"confidence": 0.95, "date": "2030-01-02"}
 
 
 def choose(positives: list[float], negatives: list[float], target: float = 0.95) -> OperatingPoint:
@@ -114,6 +120,10 @@ def test_it_survives_json() -> None:
     assert content["threshold"] == 0.5
     assert content["date"] == "2030-01-02"
     assert content["cohort"] == "validation patients"
+    assert content["rule"] == "fixed sensitivity"
+    assert content["prevalence"] == 0.5
+    assert content["confidence"] == 0.95
+    assert content["cost_ratio"] is None
 
 
 @pytest.mark.parametrize(
@@ -124,9 +134,179 @@ def test_it_survives_json() -> None:
         ([0.9], [], "there is no negative patient to choose the operating point on",
          "Give validation a larger share, or add patients."),
         ([0.9, float("nan")], [0.1], "a score is not a number", "Look at predictions.parquet."),
+        ([0.9], [0.1],
+         "2 patients are too few to choose the operating point on: it takes 3 at the least, and "
+         "tens to mean anything", "Give validation a larger share, or add patients."),
     ],
 )  # fmt: skip
 def test_messages(positives: list[float], negatives: list[float], what: str, remedy: str) -> None:
     with pytest.raises(StageError) as caught:
         choose(positives, negatives)
     assert str(caught.value) == f"validation patients: {what}. {remedy}"
+
+
+def cohort(positives: list[float], negatives: list[float]) -> tuple[np.ndarray, np.ndarray]:
+    labels = np.array([True] * len(positives) + [False] * len(negatives))
+    return labels, np.array([*positives, *negatives])
+
+
+def drawn(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    labels = np.arange(60) < random.integers(5, 55)
+    # One decimal: many ties within and between the classes.
+    return labels, np.clip(random.normal(0.4 + 0.2 * labels, 0.2), 0, 1).round(1)
+
+
+def test_of_twenty_negatives_one_may_be_called() -> None:
+    """19 of 20 lie below 0.70, the score of the negative that is called."""
+    negatives = [0.70, *(i / 100 for i in range(1, 20))]
+    point = fixed_specificity_point(*cohort([0.1, 0.5, 0.8, 0.9], negatives), **OPTIONS)
+    assert point.threshold == 0.5
+    assert point.specificity == 19 / 20
+    assert point.sensitivity == 3 / 4
+    assert (point.rule, point.target_specificity, point.target_sensitivity) == (
+        "fixed specificity", 0.95, None,
+    )  # fmt: skip
+    assert point.method == "lowest threshold that reaches a specificity of 95%"
+
+
+def test_a_specificity_that_no_score_reaches_lies_above_all_of_them() -> None:
+    point = fixed_specificity_point(*cohort([0.5, 0.9], [0.1, 0.9]), 1.0, **OPTIONS)
+    assert point.threshold == np.nextafter(0.9, 1)
+    assert (point.sensitivity, point.specificity) == (0, 1)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_fixed_specificity_agrees_with_scikit_learns_roc_curve(seed: int) -> None:
+    labels, scores = drawn(seed)
+    point = fixed_specificity_point(labels, scores, 0.8, **OPTIONS)
+    false, found, thresholds = roc_curve(labels, scores, drop_intermediate=False)
+    best = np.flatnonzero(false <= 0.2 + 1e-12)[-1]
+    assert point.sensitivity == pytest.approx(found[best])
+    assert point.specificity == pytest.approx(1 - false[best])
+    if np.isfinite(thresholds[best]):
+        assert point.threshold == thresholds[best]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_youden_agrees_with_scikit_learns_roc_curve(seed: int) -> None:
+    labels, scores = drawn(seed)
+    point = youden_point(labels, scores, **OPTIONS)
+    false, found, thresholds = roc_curve(labels, scores, drop_intermediate=False)
+    ties = np.flatnonzero(np.isclose(found - false, (found - false).max(), atol=1e-12, rtol=0))
+    assert point.sensitivity + point.specificity - 1 == pytest.approx((found - false).max())
+    assert point.threshold == thresholds[ties[-1]]
+    assert point.rule == "Youden"
+
+
+def test_of_equal_indices_youden_takes_the_one_that_misses_fewer() -> None:
+    """At 0.4: 2/2 + 1/2; at 0.8: 1/2 + 2/2."""
+    point = youden_point(*cohort([0.4, 0.8], [0.1, 0.6]), **OPTIONS)
+    assert (point.threshold, point.sensitivity, point.specificity) == (0.4, 1, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("cost_ratio", "prevalence", "threshold"),
+    [
+        (10, 0.1, 0.2),
+        (1, 0.1, np.nextafter(0.9, 1)),
+        (0.01, 0.1, np.nextafter(0.9, 1)),
+        (1, 0.5, 0.2),
+        (1000, 0.5, 0.2),
+    ],
+)
+def test_costs_worked_out_by_hand(cost_ratio: float, prevalence: float, threshold: float) -> None:
+    """Positives 0.2 and 0.8, negatives 0.1, 0.15, 0.5 and 0.9.
+
+    (missed, called) of 0.1, 0.15, 0.2, 0.5, 0.8, 0.9 and above are (0, 1), (0, 3/4), (0, 1/2),
+    (1/2, 1/2), (1/2, 1/4), (1, 1/4) and (1, 0).
+    """
+    labels, scores = cohort([0.2, 0.8], [0.1, 0.15, 0.5, 0.9])
+    thresholds = [0.1, 0.15, 0.2, 0.5, 0.8, 0.9, np.nextafter(0.9, 1)]
+    missed = [0, 0, 0, 1 / 2, 1 / 2, 1, 1]
+    called = [1, 3 / 4, 1 / 2, 1 / 2, 1 / 4, 1 / 4, 0]
+    costs = [
+        prevalence * cost_ratio * m + (1 - prevalence) * c
+        for m, c in zip(missed, called, strict=True)
+    ]
+    assert thresholds[int(np.argmin(costs))] == threshold
+    point = cost_weighted_point(
+        labels, scores, cost_ratio=cost_ratio, prevalence=prevalence, **OPTIONS
+    )
+    assert point.threshold == threshold
+    assert (point.rule, point.cost_ratio, point.stated_prevalence) == (
+        "cost-weighted", cost_ratio, prevalence,
+    )  # fmt: skip
+    assert point.prevalence == 1 / 3
+
+
+def test_equal_weights_at_the_costs_of_youden_give_youdens_point() -> None:
+    """Prevalence 1/2 and a cost of 1 weigh sensitivity and specificity alike."""
+    for seed in range(20):
+        labels, scores = drawn(seed)
+        point = cost_weighted_point(labels, scores, cost_ratio=1, prevalence=0.5, **OPTIONS)
+        assert point.threshold == youden_point(labels, scores, **OPTIONS).threshold
+
+
+def test_the_best_cost_of_two_normals_is_where_the_likelihood_ratio_says() -> None:
+    """Of N(0, 1) and N(2, 1): 2 t - 2 = ln((1 - prevalence) / (prevalence cost))."""
+    share = (np.arange(20_000) + 0.5) / 20_000
+    labels, scores = cohort(list(norm.ppf(share) + 2), list(norm.ppf(share)))
+    point = cost_weighted_point(labels, scores, cost_ratio=5, prevalence=0.1, **OPTIONS)
+    assert point.threshold == pytest.approx(1 + np.log(0.9 / 0.5) / 2, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "choose_by",
+    [
+        choose_operating_point,
+        fixed_specificity_point,
+        youden_point,
+        lambda *a, **k: cost_weighted_point(*a, cost_ratio=1, prevalence=0.2, **k),
+    ],
+)
+def test_equal_scores_give_all_or_none(choose_by) -> None:
+    point = choose_by(np.arange(10) < 4, np.full(10, 0.3), **OPTIONS)
+    assert (point.sensitivity, point.specificity) in {(1, 0), (0, 1)}
+    assert point.threshold in {0.3, np.nextafter(0.3, 1)}
+    assert point.sensitivity_interval in {exact_interval(4, 4, 0.95), exact_interval(0, 4, 0.95)}
+
+
+def test_a_given_threshold_reaches_what_counting_says() -> None:
+    labels, scores = cohort([0.2, 0.6, 0.6, 0.9], [0.1, 0.6, 0.59])
+    point = at_threshold(labels, scores, 0.6, cohort="site B", **OPTIONS)
+    assert (point.threshold, point.rule, point.cohort) == (0.6, "given", "site B")
+    assert point.sensitivity == 3 / 4
+    assert point.specificity == 2 / 3
+    assert point.sensitivity_interval == exact_interval(3, 4, 0.95)
+
+
+def test_the_interval_of_a_fixed_sensitivity_covers_although_the_same_patients_chose() -> None:
+    """Of 30 uniform positives 29 must be found: the true sensitivity is Beta(29, 2)."""
+    low, high = choose([i / 30 for i in range(30)], [0.0]).sensitivity_interval
+    assert beta.cdf(low, 29, 2) == pytest.approx(0.025)
+    assert beta.cdf(high, 29, 2) > 0.975
+
+
+@pytest.mark.parametrize(
+    ("call", "what"),
+    [
+        (lambda y, s: choose_operating_point(y, s, 0.0, **OPTIONS),
+         "the target sensitivity is 0, and must lie above 0 and at most at 1. Change it; 0.95 is "
+         "usual."),
+        (lambda y, s: choose_operating_point(y, s, float("nan"), **OPTIONS),
+         "the target sensitivity is nan, and must lie above 0 and at most at 1. Change it; 0.95 "
+         "is usual."),
+        (lambda y, s: fixed_specificity_point(y, s, 1.2, **OPTIONS),
+         "the target specificity is 1.2, and must lie above 0 and at most at 1. Change it; 0.95 "
+         "is usual."),
+        (lambda y, s: cost_weighted_point(y, s, cost_ratio=0, prevalence=0.1, **OPTIONS),
+         "the cost of a missed positive is 0 false alarms, and must be above 0. Change it."),
+        (lambda y, s: cost_weighted_point(y, s, cost_ratio=2, prevalence=1, **OPTIONS),
+         "the stated prevalence is 1, and must lie between 0 and 1. Change it."),
+    ],
+)  # fmt: skip
+def test_targets_out_of_range(call, what: str) -> None:
+    with pytest.raises(StageError) as caught:
+        call(np.array([True, False, True]), np.array([0.1, 0.2, 0.3]))
+    assert str(caught.value) == f"validation patients: {what}"
