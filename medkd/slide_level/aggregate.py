@@ -19,7 +19,9 @@ from medkd.errors import StageError
 from medkd.slide_level.call import make_call
 from medkd.slide_level.operating_point import OperatingPoint, choose_operating_point
 from medkd.slide_level.pooling import SlideScore, pool_slide
-from medkd.slide_level.statistics import auroc, bootstrap, sensitivity, specificity
+from medkd.slide_level.resampling import bootstrap
+from medkd.slide_level.scored import scored_patients
+from medkd.slide_level.statistics import AUROC, auroc, sensitivity_at, specificity_at
 
 ENSEMBLE = "ensemble"
 
@@ -185,7 +187,11 @@ def _evaluate(
     tested = patients[patients["role"] == "test"]
     ensemble = tested[tested["network"] == ENSEMBLE]
     truth = (ensemble["label"] == positive).to_numpy()
-    above = (ensemble["score"] >= point.threshold).to_numpy()
+    at_point = bootstrap(
+        scored_patients(truth, ensemble["score"].to_numpy(), where="test patients"),
+        [sensitivity_at(point.threshold), specificity_at(point.threshold)],
+        **options,
+    )
     return {
         "schema_version": 1,
         "roles": {
@@ -202,10 +208,7 @@ def _evaluate(
             "slides": int(slides.loc[slides["role"] == "test", "slide_id"].nunique()),
         },
         "operating_point": point.to_json(),
-        "at_operating_point": {
-            "sensitivity": bootstrap(sensitivity, truth, above, **options).to_json(),
-            "specificity": bootstrap(specificity, truth, above, **options).to_json(),
-        },
+        "at_operating_point": {name: found.to_json() for name, found in at_point.items()},
         "calls": {
             str(label): {str(k): int(v) for k, v in group["call"].value_counts().items()}
             for label, group in ensemble.groupby("label")
@@ -242,14 +245,16 @@ def _of_network(
     tile_truth = (tiles["patient_id"].map(labels) == positive).to_numpy()
     return {
         "tile_auroc": auroc(tile_truth, tiles["probability"].to_numpy()),
-        "slide_auroc": bootstrap(
-            auroc,
-            (slide["label"] == positive).to_numpy(),
-            slide["score"].to_numpy(),
-            groups=slide["patient_id"].to_numpy(),
-            **options,
-        ).to_json(),
-        "patient_auroc": bootstrap(
-            auroc, (patient["label"] == positive).to_numpy(), patient["score"].to_numpy(), **options
-        ).to_json(),
+        "slide_auroc": _auroc_of(slide, positive, options),
+        "patient_auroc": _auroc_of(patient, positive, options),
     }
+
+
+def _auroc_of(table: pd.DataFrame, positive: str, options: dict[str, Any]) -> dict[str, Any]:
+    cohort = scored_patients(
+        (table["label"] == positive).to_numpy(),
+        table["score"].to_numpy(),
+        table["patient_id"].to_numpy(),
+        where="test patients",
+    )
+    return bootstrap(cohort, [AUROC], **options)[AUROC.name].to_json()

@@ -1,144 +1,149 @@
-"""Figures against scikit-learn, intervals against theory and a naive bootstrap."""
+"""Figures against scikit-learn with weights, and worked out by hand."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import binom
-from sklearn.metrics import recall_score, roc_auc_score
+from sklearn.metrics import (
+    average_precision_score,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+)
 
-from medkd.slide_level.statistics import Estimate, auroc, bootstrap, sensitivity, specificity
+from medkd.slide_level.operating_point import choose_operating_point
+from medkd.slide_level.scored import ScoredPatients, Weighted, scored_patients
+from medkd.slide_level.statistics import (
+    AUPRC,
+    AUROC,
+    Estimate,
+    Figure,
+    auroc,
+    npv_at,
+    ppv_at,
+    ruled_out_at,
+    sensitivity_at,
+    specificity_at,
+)
+
+
+def drawn(seed: int, rows: int = 60) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels, tied scores and whole-number weights, some of them 0."""
+    random = np.random.default_rng(seed)
+    labels = np.arange(rows) < random.integers(2, rows - 1)
+    scores = random.random(rows).round(seed % 3 + 1)
+    weights = random.poisson(1.0, rows)
+    weights[[0, -1]] = 1
+    return labels, scores, weights
+
+
+def weighted(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> Weighted:
+    cohort = scored_patients(labels, scores)
+    return cohort.weighted(
+        weights[cohort.positive.patient_ids][None], weights[cohort.negative.patient_ids][None]
+    )
+
+
+def of(figure: Figure, cohort: ScoredPatients) -> float:
+    return float(figure.of(cohort.unweighted())[0])
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_auroc_agrees_with_scikit_learn_ties_included(seed: int) -> None:
-    random = np.random.default_rng(seed)
-    labels = np.arange(50) < random.integers(1, 50)
-    scores = random.random(50).round(seed % 3 + 1)
-    assert auroc(labels, scores) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+def test_auroc_and_auprc_agree_with_scikit_learn_with_weights_and_ties(seed: int) -> None:
+    labels, scores, weights = drawn(seed)
+    found = weighted(labels, scores, weights)
+    expected = roc_auc_score(labels, scores, sample_weight=weights)
+    assert float(AUROC.of(found)[0]) == pytest.approx(expected, abs=1e-12)
+    expected = average_precision_score(labels, scores, sample_weight=weights)
+    assert float(AUPRC.of(found)[0]) == pytest.approx(expected, abs=1e-12)
+    plain = roc_auc_score(labels, scores)
+    assert auroc(labels, scores) == pytest.approx(plain, abs=1e-12)
+    assert of(AUROC, scored_patients(labels, scores)) == pytest.approx(plain, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_figures_at_a_threshold_agree_with_scikit_learn_with_weights(seed: int) -> None:
+    labels, scores, weights = drawn(seed)
+    found = weighted(labels, scores, weights)
+    called = scores >= 0.5
+    one, other = {"sample_weight": weights}, {"sample_weight": weights, "pos_label": 0}
+    expected = [
+        (sensitivity_at(0.5), recall_score(labels, called, **one)),
+        (specificity_at(0.5), recall_score(labels, called, **other)),
+        (ppv_at(0.5), precision_score(labels, called, **one)),
+        (npv_at(0.5), precision_score(labels, called, **other)),
+    ]
+    for figure, value in expected:
+        assert float(figure.of(found)[0]) == pytest.approx(value, abs=1e-12), figure.name
+
+
+def test_a_score_at_the_threshold_is_called_positive() -> None:
+    cohort = scored_patients(np.array([True, True, False]), np.array([0.5, 0.4, 0.5]))
+    assert of(sensitivity_at(0.5), cohort) == 0.5
+    assert of(specificity_at(0.5), cohort) == 0
 
 
 def test_auroc_counts_pairs() -> None:
     """Of 2 x 3 pairs three are in order, two are tied and one is not: 3 + 2/2 of 6."""
     labels = np.array([True, True, False, False, False])
-    assert auroc(labels, np.array([0.8, 0.5, 0.5, 0.8, 0.3])) == pytest.approx(4 / 6)
+    scores = np.array([0.8, 0.5, 0.5, 0.8, 0.3])
+    assert auroc(labels, scores) == pytest.approx(4 / 6)
+    assert of(AUROC, scored_patients(labels, scores)) == pytest.approx(4 / 6)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_sensitivity_and_specificity_agree_with_scikit_learn(seed: int) -> None:
-    random = np.random.default_rng(seed)
-    labels, calls = random.random(40) < 0.4, random.random(40) < 0.5
-    assert sensitivity(labels, calls) == pytest.approx(recall_score(labels, calls))
-    assert specificity(labels, calls) == pytest.approx(recall_score(labels, calls, pos_label=0))
+def test_average_precision_by_hand() -> None:
+    """Positives at ranks 1 and 3 of 4: (1/1 + 2/3) / 2."""
+    labels = np.array([True, False, True, False])
+    cohort = scored_patients(labels, np.array([0.9, 0.8, 0.7, 0.1]))
+    assert of(AUPRC, cohort) == pytest.approx((1 + 2 / 3) / 2)
 
 
-def test_figures_that_cannot_be_had_are_none() -> None:
-    positives, negatives = np.ones(3, bool), np.zeros(3, bool)
-    values = np.array([True, False, True])
-    assert auroc(positives, values.astype(float)) is None
-    assert auroc(negatives, values.astype(float)) is None
-    assert specificity(positives, values) is None
-    assert sensitivity(negatives, values) is None
+def test_predictive_values_at_a_given_prevalence_by_hand() -> None:
+    """Sensitivity 3/4 and specificity 4/5 at a prevalence of 1/10."""
+    labels = np.arange(9) < 4
+    scores = np.array([0.9, 0.8, 0.7, 0.1, 0.6, 0.4, 0.3, 0.2, 0.1])
+    cohort = scored_patients(labels, scores)
+    assert of(ppv_at(0.5, 0.1), cohort) == pytest.approx(0.075 / (0.075 + 0.18))
+    assert of(npv_at(0.5, 0.1), cohort) == pytest.approx(0.72 / (0.72 + 0.025))
+    assert ppv_at(0.5, 0.1).name == "ppv_at_prevalence_0.1"
 
 
-def test_the_interval_of_a_proportion_is_binomial() -> None:
-    """Resampling 40 positives of whom 30 are found gives Binomial(40, 3/4) / 40."""
-    labels = np.array([True] * 40 + [False] * 10)
-    calls = np.array([True] * 30 + [False] * 20)
-    found = bootstrap(sensitivity, labels, calls, resamples=4000, confidence=0.95)
-    assert found.value == 0.75
-    expected = binom.ppf([0.025, 0.975], 40, 0.75) / 40
-    np.testing.assert_allclose([found.lower, found.upper], expected, atol=1 / 40 + 1e-9)
+def test_ruled_out_by_hand() -> None:
+    """A sensitivity of 3/4 lets one of 4 positives go: the threshold is 0.5."""
+    labels = np.arange(9) < 4
+    scores = np.array([0.9, 0.8, 0.5, 0.2, 0.6, 0.5, 0.4, 0.3, 0.1])
+    cohort = scored_patients(labels, scores)
+    assert of(ruled_out_at(0.75), cohort) == pytest.approx((1 + 3) / 9)
+    assert of(ruled_out_at(1), cohort) == pytest.approx((0 + 1) / 9)
+    assert of(ruled_out_at(0.75, 0.2), cohort) == pytest.approx(0.2 / 4 + 0.8 * 3 / 5)
 
 
-def test_the_interval_of_auroc_is_that_of_a_naive_bootstrap() -> None:
-    random = np.random.default_rng(1)
-    labels = np.arange(40) < 12
-    scores = random.normal(0.8 * labels)
-    found = bootstrap(auroc, labels, scores, resamples=3000, confidence=0.9)
-    drawn = [
-        np.mean(
-            random.choice(scores[labels], 12)[:, None] > random.choice(scores[~labels], 28)[None]
-        )
-        for _ in range(3000)
-    ]
-    assert found.value == pytest.approx(roc_auc_score(labels, scores))
-    np.testing.assert_allclose(
-        [found.lower, found.upper], np.quantile(drawn, [0.05, 0.95]), atol=0.015
-    )
+@pytest.mark.parametrize("seed", range(10))
+def test_ruled_out_is_what_the_operating_point_rules_out(seed: int) -> None:
+    """Also with weights: then at the operating point of patients written down so many times."""
+    labels, scores, weights = drawn(seed)
+    copies = labels.repeat(weights), scores.repeat(weights)
+    point = choose_operating_point(*copies, 0.9, confidence=0.95, date="")
+    found = float(ruled_out_at(0.9).of(weighted(labels, scores, weights))[0])
+    assert found == pytest.approx((copies[1] < point.threshold).mean())
 
 
-def test_every_resample_has_as_many_of_each_class() -> None:
-    labels = np.array([True] * 3 + [False] * 20)
-    seen = set()
-
-    def count(drawn: np.ndarray, _: np.ndarray) -> float:
-        seen.add((int(drawn.sum()), len(drawn)))
-        return 0.0
-
-    bootstrap(count, labels, np.zeros(23), resamples=100, confidence=0.95)
-    assert seen == {(3, 23)}
+@pytest.mark.parametrize(
+    "figure",
+    [AUROC, AUPRC, ppv_at(0.5, 0.2), npv_at(0.5, 0.2), ruled_out_at(0.9), sensitivity_at(0.5)],
+)
+def test_figures_without_a_positive_are_not_a_number(figure: Figure) -> None:
+    cohort = scored_patients(np.zeros(3, bool), np.array([0.1, 0.5, 0.9]))
+    assert np.isnan(of(figure, cohort))
 
 
-def test_rows_of_a_patient_come_together() -> None:
-    """Ten copies of each row add no information: the interval is that of the patients."""
-    random = np.random.default_rng(2)
-    labels = np.arange(20) < 8
-    scores = random.normal(labels)
-    patients = np.array([f"{i:02d}" for i in range(20)])
-    options = {"resamples": 300, "confidence": 0.95}
-    alone = bootstrap(auroc, labels, scores, **options)
-    copied = bootstrap(
-        auroc, labels.repeat(10), scores.repeat(10), groups=patients.repeat(10), **options
-    )
-    assert (copied.value, copied.lower, copied.upper) == pytest.approx(
-        (alone.value, alone.lower, alone.upper)
-    )
-
-
-def test_rows_without_patients_are_resampled_one_by_one() -> None:
-    random = np.random.default_rng(2)
-    labels = np.arange(20) < 8
-    scores = random.normal(labels)
-    options = {"resamples": 300, "confidence": 0.95}
-    alone = bootstrap(auroc, labels, scores, **options)
-    copied = bootstrap(auroc, labels.repeat(10), scores.repeat(10), **options)
-    assert copied.upper - copied.lower < 0.5 * (alone.upper - alone.lower)
-
-
-def test_patients_drawn_are_drawn_whole() -> None:
-    groups = np.array(["b", "a", "b", "c", "a", "b"])
-    labels = np.array([True, False, True, True, False, True])
-    draws = []
-
-    def keep(_: np.ndarray, drawn: np.ndarray) -> float:
-        draws.append(np.bincount(drawn, minlength=6))
-        return 0.0
-
-    bootstrap(keep, labels, np.arange(6), resamples=50, confidence=0.95, groups=groups)
-    only_b, both, only_c = (2, 1, 2, 0, 1, 2), (1, 1, 1, 1, 1, 1), (0, 1, 0, 2, 1, 0)
-    assert {tuple(times) for times in draws} == {only_b, both, only_c}
-
-
-def test_a_perfect_order_has_an_interval_without_width() -> None:
-    labels = np.arange(10) < 5
-    found = bootstrap(auroc, labels, -np.arange(10.0), resamples=100, confidence=0.95)
-    assert found == Estimate(1.0, 1.0, 1.0)
-
-
-def test_the_same_seed_gives_the_same_interval_and_another_seed_another() -> None:
-    random = np.random.default_rng(3)
-    labels, scores = np.arange(30) < 10, random.random(30)
-    first, again, other = (
-        bootstrap(auroc, labels, scores, resamples=200, confidence=0.95, seed=seed)
-        for seed in (1, 1, 2)
-    )
-    assert first == again != other
-
-
-def test_a_class_that_is_absent_is_the_reason() -> None:
-    found = bootstrap(auroc, np.ones(4, bool), np.arange(4.0), resamples=100, confidence=0.95)
-    assert found == Estimate(None, reason="a class is absent")
+def test_figures_without_a_negative_are_not_a_number() -> None:
+    values = np.array([0.1, 0.5, 0.9])
+    cohort = scored_patients(np.ones(3, bool), values)
+    for figure in (AUROC, AUPRC, specificity_at(0.5), ruled_out_at(0.9)):
+        assert np.isnan(of(figure, cohort)), figure.name
+    assert auroc(np.ones(3, bool), values) is None
+    assert auroc(np.zeros(3, bool), values) is None
 
 
 @pytest.mark.parametrize(
