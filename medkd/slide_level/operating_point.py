@@ -240,11 +240,16 @@ def at_threshold(
 
 
 def exact_interval(hits: int, total: int, confidence: float) -> tuple[float, float]:
-    """Clopper and Pearson's interval of a proportion (Biometrika 26, 1934)."""
-    from scipy.stats import binomtest
+    """Clopper and Pearson's interval of a proportion (Biometrika 26, 1934).
 
-    interval = binomtest(hits, total).proportion_ci(confidence, method="exact")
-    return float(interval.low), float(interval.high)
+    By quantiles of beta distributions: hundreds of times as fast as scipy.s binomtest.
+    """
+    from scipy.special import betaincinv
+
+    tail = (1 - confidence) / 2
+    lower = betaincinv(hits, total - hits + 1, tail) if hits else 0.0
+    upper = betaincinv(hits + 1, total - hits, 1 - tail) if hits < total else 1.0
+    return float(lower), float(upper)
 
 
 def _within(name: str, target: float, cohort: str) -> None:

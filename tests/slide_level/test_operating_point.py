@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from scipy.stats import beta, norm
+from scipy.stats import beta, binomtest, norm
 from sklearn.metrics import recall_score, roc_curve
 
 from medkd.errors import StageError
@@ -105,6 +105,12 @@ def test_exact_intervals_are_quantiles_of_beta_distributions() -> None:
     assert exact_interval(19, 20, 0.9) == pytest.approx(
         (beta.ppf(0.05, 19, 2), beta.ppf(0.95, 20, 1))
     )
+
+
+@pytest.mark.parametrize(("hits", "total"), [(0, 7), (1, 7), (29, 30), (95, 100), (500, 500)])
+def test_exact_intervals_are_those_of_scipy(hits: int, total: int) -> None:
+    expected = binomtest(hits, total).proportion_ci(0.95, method="exact")
+    assert exact_interval(hits, total, 0.95) == pytest.approx((expected.low, expected.high))
 
 
 def test_the_point_carries_the_intervals_of_its_own_counts() -> None:
