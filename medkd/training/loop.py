@@ -103,7 +103,7 @@ def train_epoch(
     steps = course.steps_done + len(batches)
     for batch in pace.timed(batches):
         step = epoch * steps + course.steps_done
-        torch.manual_seed(_step_seed(engine, step))
+        _seed(device, _step_seed(engine, step))
         cohort.set_moment(Moment(epoch, step, config.epochs, steps))
         images = device_images(batch, device, augment, channels_last=config.channels_last)
         labels = batch["label"].to(device, non_blocking=True)
@@ -144,6 +144,17 @@ def check_finite(course: EpochCourse, engine: Engine, epoch: int) -> None:
             "train.clip_norm; the checkpoint before this epoch is kept. To go on with the other "
             "networks, set train.non_finite to continue.",
         )
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    """Seed what this device draws from.
+
+    ``torch.manual_seed`` seeds all devices; for those that are not in use it keeps the call with
+    its stack, in case they will be, which takes 2 to 4 ms of every step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def _step_seed(engine: Engine, step: int) -> int:
