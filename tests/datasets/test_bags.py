@@ -231,7 +231,10 @@ def _as_it_is(items: list) -> list:
     return items
 
 
-@pytest.mark.parametrize(("method", "workers"), [("fork", 0), ("fork", 2), ("spawn", 2)])
+@pytest.mark.parametrize(
+    ("method", "workers"),
+    [("fork", 0), ("fork", 2), pytest.param("spawn", 2, marks=pytest.mark.slow)],
+)
 def test_processes_of_any_kind_bring_the_same_bags(
     tiles: pd.DataFrame, tmp_path: Path, method: str, workers: int
 ) -> None:
@@ -258,6 +261,12 @@ def test_processes_of_any_kind_bring_the_same_bags(
         for key, value in one.items():
             same = torch.equal(value, other[key]) if torch.is_tensor(value) else value == other[key]
             assert same, key
+
+
+def test_a_dataset_that_was_read_can_be_sent(tiles: pd.DataFrame, tmp_path: Path) -> None:
+    dataset = bag_dataset(bags_of(tiles, tmp_path), seed=1)
+    assert greys(dataset[1]["image"]) == [10, 60, 110]
+    assert greys(pickle.loads(pickle.dumps(dataset))[1]["image"]) == [10, 60, 110]
 
 
 def test_a_million_tiles_in_bags_are_sent_in_36_bytes_each() -> None:
