@@ -1,0 +1,170 @@
+"""From a file of tile predictions of any length to scores of slides and patients, in one pass.
+
+Memory does not grow with the number of tiles: a slide is pooled as soon as its rows are read, and
+of a patient whose slides are not all read yet only sums are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from medkd.errors import StageError
+from medkd.progress import Advance
+from medkd.slide_level.prediction_file import PredictionFile
+from medkd.slide_level.tile_weights import TileWeights
+
+ENSEMBLE = "ensemble"
+
+
+@dataclass(frozen=True)
+class PooledPredictions:
+    """Scores of slides and of patients, by network and for the ensemble of students.
+
+    Both tables have ``network``, ``tiles``, ``score``, ``lower``, ``upper`` and ``disagreement``
+    as in docs/files.md, behind ``slide_id`` (slides only), ``patient_id`` and ``role``, and are
+    sorted by these; the ensemble comes after the networks.
+    """
+
+    slides: pd.DataFrame
+    patients: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """What is known of some tiles: values are sums over tiles of all networks.
+
+    Attributes:
+        tiles: how many.
+        plain: float64, (networks,).
+        drawn: weighted by each resample, float64, (networks, resamples).
+        weights: sums of weights, float64, (resamples,).
+    """
+
+    tiles: int
+    plain: np.ndarray
+    drawn: np.ndarray
+    weights: np.ndarray
+
+    def __add__(self, other: _Sums) -> _Sums:
+        return _Sums(
+            self.tiles + other.tiles,
+            self.plain + other.plain,
+            self.drawn + other.drawn,
+            self.weights + other.weights,
+        )
+
+
+def pool_predictions(
+    path: Path,
+    students: Sequence[str],
+    *,
+    resamples: int,
+    confidence: float,
+    seed: int = 0,
+    advance: Advance | None = None,
+) -> PooledPredictions:
+    """Pool a file of predictions by the mean, with bootstrap intervals over tiles.
+
+    Means are float64 over all tiles (and students); a patient's is that over all tiles of the
+    patient's slides. Intervals are percentiles of means under the weights of
+    :class:`medkd.slide_level.tile_weights.TileWeights`, with all networks of a tile together.
+
+    Args:
+        path: of ``predictions.parquet``, see docs/files.md.
+        students: names of the networks that ship.
+        resamples, confidence, seed: of the bootstrap.
+        advance: told of every slide that is done.
+
+    Raises:
+        StageError: a student is absent, or as
+            :class:`medkd.slide_level.prediction_file.PredictionFile` has it.
+    """
+    file = PredictionFile(path)
+    for student in students:
+        if student not in file.networks:
+            raise StageError(
+                f"has no predictions of '{student}'",
+                where=path,
+                remedy="Run 'medkd predict' again.",
+            )
+    shipped = [file.networks.index(student) for student in students]
+    weights = TileWeights(resamples, seed)
+    remaining = file.slides_of_patients()
+    begun: dict[tuple[str, str], _Sums] = {}
+    slides: list[dict[str, Any]] = []
+    patients: list[dict[str, Any]] = []
+    for slide in file.slides():
+        key = {"patient_id": slide.patient_id, "role": slide.role}
+        before = begun.pop((slide.patient_id, slide.role), None)
+        sums = _sums(slide.probabilities, weights, first=before.tiles if before else 0)
+        slides += _rows(
+            {"slide_id": slide.slide_id, **key}, file.networks, shipped, sums, confidence
+        )
+        together = before + sums if before else sums
+        remaining[slide.patient_id] -= 1
+        begun[slide.patient_id, slide.role] = together
+        if not remaining[slide.patient_id]:
+            for role in [role for patient, role in begun if patient == slide.patient_id]:
+                done = begun.pop((slide.patient_id, role))
+                patients += _rows(
+                    {"patient_id": slide.patient_id, "role": role},
+                    file.networks,
+                    shipped,
+                    done,
+                    confidence,
+                )
+        if advance is not None:
+            advance()
+    return PooledPredictions(
+        _table(slides, ["slide_id", "patient_id", "role"]), _table(patients, ["patient_id", "role"])
+    )
+
+
+def _sums(probabilities: np.ndarray, weights: TileWeights, first: int) -> _Sums:
+    tiles = probabilities.shape[1]
+    plain = probabilities.sum(1, dtype=np.float64)
+    centre = (plain / tiles).astype(np.float32)
+    drawn, drawn_weights = weights.sums(probabilities - centre[:, None], first)
+    return _Sums(tiles, plain, drawn + centre[:, None] * drawn_weights, drawn_weights)
+
+
+def _rows(
+    key: dict[str, str],
+    networks: Sequence[str],
+    shipped: list[int],
+    sums: _Sums,
+    confidence: float,
+) -> list[dict[str, Any]]:
+    scores = sums.plain / sums.tiles
+    # A resample in which no tile came has no mean.
+    some = sums.weights > 0
+    drawn = sums.drawn[:, some] / sums.weights[some]
+    scores = np.append(scores, scores[shipped].mean())
+    drawn = np.concatenate([drawn, drawn[shipped].mean(0, keepdims=True)])
+    tail = (1 - confidence) / 2
+    lower, upper = np.quantile(drawn, [tail, 1 - tail], axis=1)
+    spread = float(np.ptp(scores[shipped]))
+    return [
+        {
+            **key,
+            "network": network,
+            "tiles": sums.tiles,
+            "score": float(scores[number]),
+            "lower": float(lower[number]),
+            "upper": float(upper[number]),
+            "disagreement": spread if network == ENSEMBLE else np.nan,
+        }
+        for number, network in enumerate((*networks, ENSEMBLE))
+    ]
+
+
+def _table(rows: list[dict[str, Any]], keys: list[str]) -> pd.DataFrame:
+    # The order of networks within a slide is kept.
+    table = pd.DataFrame(rows).sort_values(keys, kind="stable", ignore_index=True)
+    return table.astype({"tiles": "int32"})
