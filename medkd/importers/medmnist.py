@@ -32,6 +32,8 @@ def import_medmnist(path: Path, out: Path, *, classes: Sequence[str] = ()) -> Ar
         OutputError: no permission, or no space.
     """
     try:
+        if path.is_file() and not zipfile.is_zipfile(path):
+            raise zipfile.BadZipFile("it is no .npz file")  # numpy would advise to unpickle it
         with np.load(path, allow_pickle=False) as file:
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise ValueError("it holds a single array")

@@ -208,7 +208,7 @@ def test_what_is_not_medmnist(tmp_path: Path) -> None:
     (tmp_path / "text.npz").write_text("no")
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     for name, message in (
-        ("text.npz", "is no data set of MedMNIST"),
+        ("text.npz", "is no data set of MedMNIST: it is no .npz file. "),
         ("other.npz", "is no data set of MedMNIST"),
         ("absent.npz", "no such file"),
     ):
