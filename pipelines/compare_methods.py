@@ -1,6 +1,8 @@
 """Every distillation method on one folder of tiles by class: same tiles and budget, several seeds.
 
     python pipelines/compare_methods.py --tiles crc_tiles --out runs --markdown table.md
+    medkd import cifar cifar-10-batches-bin --out cifar10
+    python pipelines/compare_methods.py --tiles cifar10 --out runs32 --stem-stride 1 --no-max-pool
 
 A folder of tiles has a folder of images for each class. They are read once, made smaller, and split
 into training, validation and test tiles, the same for every method and seed. Each method trains
@@ -13,6 +15,11 @@ were made with other settings. The last line printed is a JSON object.
 
 The split is of tiles, since such folders name no patients: neighbours of one patient may lie in
 two roles. So this is a check that every method learns, and no result about tissue.
+
+An array that 'medkd import cifar' or 'medkd import medmnist' wrote is read in its own size, with
+the roles that it was published with. Where no validation images were published (CIFAR), they are a
+tenth of the training images of each class, by --split-seed. Its images are turned, mirrored and
+coloured as tiles are: compare the methods with each other, not with published figures.
 """
 
 from __future__ import annotations
@@ -31,7 +38,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from comparison_run import Roles, Teachers, read_tiles, run
+from comparison_data import FOLDER_SIZE_PX, read_roles
+from comparison_run import Roles, Teachers, run
 from scipy import stats
 
 from medkd import __version__
@@ -46,9 +54,9 @@ Figure = Callable[[Run], float | None]
 BASELINE = "independent"
 # A method learns clearly if every seed lies so many standard errors of guessing above chance.
 ERRORS_ABOVE_CHANCE = 3
-NO_PATIENTS = (
-    "The split is of tiles: the folder names no patients, so neighbours of one patient may lie in "
-    "two roles. A check that every method learns, no result about tissue."
+TILES_HELP = (
+    "folder with a folder of images for each class, or what 'medkd import cifar' or 'medkd import "
+    "medmnist' wrote"
 )
 
 
@@ -58,7 +66,7 @@ def settings_of(arguments: argparse.Namespace, config: Config, roles: Roles) -> 
     train = config.train.model_dump(mode="json", include={*wanted, "warmup_epochs"})
     return {
         **train,
-        "size_px": arguments.size_px,
+        "size_px": roles.train.images.shape[-1],
         "split_seed": arguments.split_seed,
         "classes": list(roles.classes),
         "tiles": [len(roles.train), len(roles.validation), len(roles.test)],
@@ -230,9 +238,13 @@ def answers(by_method: dict[str, list[Run]]) -> dict[str, dict[str, Any]]:
 
 
 def print_report(
-    runs: Sequence[Run], settings: dict[str, Any], failed: dict[str, str], markdown: Path | None
+    runs: Sequence[Run],
+    settings: dict[str, Any],
+    failed: dict[str, str],
+    markdown: Path | None,
+    note: str,
 ) -> None:
-    """Print the tables and a JSON object, and write the tables to a file."""
+    """Print the tables and a JSON object, and write the tables, with a note, to a file."""
     by_method: dict[str, list[Run]] = {}
     for one in runs:
         by_method.setdefault(one["method"], []).append(one)
@@ -271,7 +283,7 @@ def print_report(
         [
             f"Test accuracy in percent, macro over {len(settings['classes'])} classes, mean ± "
             f"standard deviation over seeds; chance is {100 * chance:.0f}. Tiles for training, "
-            f"validation and test: {settings['tiles']}. {NO_PATIENTS}",
+            f"validation and test: {settings['tiles']}. {note}",
             table(
                 ("method", "ships", "accuracy", f"to {BASELINE}", "parameters", "CPU seconds"),
                 first,
@@ -326,7 +338,7 @@ def print_report(
 def compare(arguments: argparse.Namespace) -> int:
     """Do the runs that are missing, and print what all of them gave."""
     torch.set_num_threads(arguments.threads)
-    roles = read_tiles(arguments.tiles, arguments.size_px, arguments.split_seed)
+    roles, note = read_roles(arguments.tiles, arguments.size_px, arguments.split_seed)
     make_folder(arguments.out)
     teachers = Teachers()
     runs: list[Run] = []
@@ -354,20 +366,22 @@ def compare(arguments: argparse.Namespace) -> int:
         runs.append(found)
         accuracy = 100 * found["shipped"]["accuracy"]
         print(f"{number}/{len(wanted)} {name}: {told}, test accuracy {accuracy:.1f}%", flush=True)
-    print_report(runs, settings, failed, arguments.markdown)
+    print_report(runs, settings, failed, arguments.markdown, note)
     return 1 if failed else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the options and compare; the status to end with."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
-    add("--tiles", type=Path, required=True, help="folder with a folder of images for each class")
+    add("--tiles", type=Path, required=True, help=TILES_HELP)
     add("--out", type=Path, required=True, help="folder for a JSON file of each run")
     add("--methods", nargs="+", default=method_names(), help="names or YAML files; default: all")
     add("--seeds", type=int, nargs="+", default=(0, 1, 2), help="of weights, order, augmentation")
     add("--markdown", type=Path, help="write the tables to this file, too")
-    add("--size-px", type=int, default=96, help="side of a tile")
+    add("--size-px", type=int, help=f"side of a tile; default: {FOLDER_SIZE_PX}, an array's own")
     add("--split-seed", type=int, default=0, help="of the split into roles")
     add("--teacher", default="resnet18", help="its network")
     add("--teacher-width", type=float, default=0.5, help="factor on its channels")

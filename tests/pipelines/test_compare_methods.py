@@ -13,6 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+from medkd.importers.image_array import ImagePart, write_image_array
+
 _PIPELINES = Path(__file__).resolve().parents[2] / "pipelines"
 _COLOURS = {"blue": (40, 60, 200), "green": (40, 200, 60), "red": (200, 60, 40)}
 _SMALL = (
@@ -38,6 +40,13 @@ def comparison_run(compare_methods: ModuleType) -> ModuleType:
     import comparison_run
 
     return comparison_run
+
+
+@pytest.fixture
+def comparison_data(compare_methods: ModuleType) -> ModuleType:
+    import comparison_data
+
+    return comparison_data
 
 
 @pytest.fixture
@@ -119,6 +128,77 @@ def test_the_split_takes_the_same_share_of_every_class(
     assert len(every.flatten(1).unique(dim=0)) == 30
     assert comparison_run.read_tiles(folder, 16, 0).digest == roles.digest
     assert comparison_run.read_tiles(folder, 16, 1).digest != roles.digest
+
+
+def write_array(out: Path, counts: dict[str, int], side_px: int = 32) -> np.ndarray:
+    """An imported array: of each role so many images of each class, in its colour and noise."""
+    random = np.random.default_rng(1)
+    parts = []
+    for role, count in counts.items():
+        labels = np.arange(count * len(_COLOURS)) % len(_COLOURS)
+        colours = np.array(list(_COLOURS.values()))[labels]
+        noise = random.integers(-30, 30, (len(labels), side_px, side_px, 3))
+        images = np.clip(colours[:, None, None] + noise, 0, 255).astype(np.uint8)
+        parts.append(ImagePart(images, labels, role))
+    shape = (len(_COLOURS) * sum(counts.values()), side_px, side_px)
+    write_image_array(parts, shape, out, kind="cifar", classes=list(_COLOURS), where="drawn")
+    return np.concatenate([part.images for part in parts])
+
+
+def test_an_imported_array_is_compared_like_a_folder(
+    compare_methods: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_array(tmp_path / "cifar", {"train": 10, "test": 4})
+    out, page = tmp_path / "runs", tmp_path / "table.md"
+    options = ["--tiles", str(tmp_path / "cifar"), "--out", str(out), "--markdown", str(page)]
+    small = [option for option in _SMALL if option not in ("--size-px", "32")]
+    assert compare_methods.main([*options, *small, "--methods", "independent"]) == 0
+    assert list(last_line(capsys)["methods"]) == ["independent"]
+    run = json.loads((out / "independent-seed0.json").read_text())
+    assert run["settings"]["tiles"] == [27, 3, 12]
+    assert (run["settings"]["size_px"], run["settings"]["classes"]) == (32, list(_COLOURS))
+    assert "published as such" in page.read_text()
+    assert "no patients" not in page.read_text()
+
+
+def test_an_array_keeps_its_roles_and_pixels(comparison_data: ModuleType, tmp_path: Path) -> None:
+    """Without validation images, one of ten in each class becomes one; test images never do."""
+    images = write_array(tmp_path / "a", {"train": 10, "test": 4}, side_px=8)
+    roles = comparison_data.read_array(tmp_path / "a", None, 0)
+    assert torch.bincount(roles.train.labels).tolist() == [9, 9, 9]
+    assert torch.bincount(roles.validation.labels).tolist() == [1, 1, 1]
+    np.testing.assert_array_equal(roles.test.images.numpy(), images[30:].transpose(0, 3, 1, 2))
+    together = torch.cat([roles.train.images, roles.validation.images]).flatten(1)
+    wanted = images[:30].transpose(0, 3, 1, 2).reshape(30, -1)
+    assert {bytes(row) for row in together.numpy()} == {bytes(row) for row in wanted}
+    other = comparison_data.read_array(tmp_path / "a", None, 1)
+    assert other.digest != roles.digest
+    assert comparison_data.read_array(tmp_path / "a", None, 0).digest == roles.digest
+    half = comparison_data.read_array(tmp_path / "a", 4, 0).test.images
+    # Each pixel is the mean of four, rounded once along each axis.
+    means = images[30:].reshape(12, 4, 2, 4, 2, 3).mean((2, 4)).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(half.numpy(), means, atol=1)
+
+
+def test_published_validation_images_stay(comparison_data: ModuleType, tmp_path: Path) -> None:
+    write_array(tmp_path / "a", {"train": 5, "validation": 3, "test": 2}, side_px=8)
+    roles = comparison_data.read_array(tmp_path / "a", None, 0)
+    assert [len(tiles) for tiles in (roles.train, roles.validation, roles.test)] == [15, 9, 6]
+
+
+def test_arrays_that_cannot_be_compared_are_told(
+    compare_methods: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--tiles", str(tmp_path / "a"), "--out", str(tmp_path / "runs")]
+    write_array(tmp_path / "a", {"train": 10}, side_px=8)
+    assert compare_methods.main(options) == 2
+    assert "a: class blue has no test image. Import a data set" in capsys.readouterr().err
+    write_array(tmp_path / "a", {"train": 4, "test": 4}, side_px=8)
+    assert compare_methods.main(options) == 2
+    assert "a: class blue has no validation image. Import" in capsys.readouterr().err
+    (tmp_path / "a" / "images.npy").unlink()
+    assert compare_methods.main(options) == 2
+    assert "no array of images is there yet" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("present", [0, 1, 3])
