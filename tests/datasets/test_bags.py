@@ -12,6 +12,7 @@ import pytest
 import torch
 from monai.data import CacheDataset, Dataset, PersistentDataset, partition_dataset
 from monai.transforms import Compose, ToTensord
+from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader
 
 from medkd.datasets.bags import (
@@ -28,6 +29,7 @@ from medkd.datasets.patches import EpochSampler
 from medkd.datasets.stain import PUBLISHED_MACENKO, normalise
 from medkd.datasets.transforms import LoadStoredTiled
 from medkd.errors import ConfigError, MedkdError, StageError, TableError
+from medkd.slides.imported_tiles import ImportedTiles, write_import_record
 from medkd.slides.store import StoredTile, encode_tile, write_index, writing_store
 
 LEVELS = {"A": (10, 60, 110), "B": (160, 210), "C": (30,)}
@@ -113,9 +115,18 @@ def test_a_bag_is_bytes_channels_first(tiles: pd.DataFrame, tmp_path: Path) -> N
     assert (image.shape, image.dtype) == ((3, 3, 16, 16), np.uint8)
 
 
-def test_stains_of_each_tile_are_normalised_by_itself(real_data: Path, tmp_path: Path) -> None:
-    from PIL import Image
+def test_imported_tiles_come_in_bags_too(tmp_path: Path) -> None:
+    write_import_record(tmp_path, ImportedTiles("x", tmp_path / "i", 8, None, has_places=False), {})
+    (tmp_path / "i").mkdir()
+    for level in (20, 90, 200):
+        Image.new("RGB", (8, 8), (level,) * 3).save(tmp_path / "i" / f"{level}.png")
+    tiles = pd.DataFrame({"slide_id": ["a", "b", "a"], "x": [0, 0, 1], "y": -1, "label": "MSS"})
+    tiles["image"] = ["20.png", "90.png", "200.png"]
+    dataset = bag_dataset(bags_of(tiles, tmp_path), seed=0)
+    assert [greys(bag["image"]) for bag in dataset] == [[20, 200], [90]]
 
+
+def test_stains_of_each_tile_are_normalised_by_itself(real_data: Path, tmp_path: Path) -> None:
     with writing_store(tmp_path / "T.zip") as store:
         for x, path in enumerate(sorted((real_data / "tcga_crc_tiles").rglob("*.jpg"))[:2]):
             pixels = np.asarray(Image.open(path).convert("RGB"))[:128, :128]
