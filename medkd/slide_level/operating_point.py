@@ -127,7 +127,7 @@ def fixed_specificity_point(
         date=date,
         cohort=cohort,
         rule="fixed specificity",
-        method=f"lowest threshold that reaches a specificity of {target_specificity:.0%}",
+        method=f"lowest threshold that reaches a specificity of {100 * target_specificity:g}%",
         target_specificity=target_specificity,
     )
 
@@ -207,7 +207,7 @@ def cost_weighted_point(
         cohort=cohort,
         rule="cost-weighted",
         method=f"threshold of the lowest cost, a missed positive costing {cost_ratio:g} false "
-        f"alarms at a prevalence of {prevalence:.1%}",
+        f"alarms at a prevalence of {100 * prevalence:g}%",
         cost_ratio=cost_ratio,
         stated_prevalence=prevalence,
     )

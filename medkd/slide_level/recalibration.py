@@ -240,6 +240,6 @@ def _warnings(
         needed = math.ceil(1 / (1 - target_sensitivity) - 1e-9)
         told.append(
             f"With {positives} positive patients the threshold is the lowest of their scores; from "
-            f"{needed} on, a sensitivity of {target_sensitivity:.0%} lets one be missed."
+            f"{needed} on, a sensitivity of {100 * target_sensitivity:g}% lets one be missed."
         )
     return tuple(told)

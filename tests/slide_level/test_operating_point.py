@@ -176,6 +176,17 @@ def test_of_twenty_negatives_one_may_be_called() -> None:
     assert point.method == "lowest threshold that reaches a specificity of 95%"
 
 
+def test_methods_tell_their_numbers_unrounded() -> None:
+    labels, scores = cohort([0.5, 0.9], [0.1, 0.9])
+    point = fixed_specificity_point(labels, scores, 0.975, **OPTIONS)
+    assert point.method == "lowest threshold that reaches a specificity of 97.5%"
+    point = cost_weighted_point(labels, scores, cost_ratio=20, prevalence=0.125, **OPTIONS)
+    assert point.method == (
+        "threshold of the lowest cost, a missed positive costing 20 false alarms at a prevalence "
+        "of 12.5%"
+    )
+
+
 def test_a_specificity_that_no_score_reaches_lies_above_all_of_them() -> None:
     point = fixed_specificity_point(*cohort([0.5, 0.9], [0.1, 0.9]), 1.0, **OPTIONS)
     assert point.threshold == np.nextafter(0.9, 1)
