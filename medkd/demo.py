@@ -179,6 +179,8 @@ def _print_table(networks: dict[str, dict], parameters: dict[str, int]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from medkd.slide_level.statistics import Estimate
+
     table = Table(title="\nTest patients", title_justify="left", title_style="bold")
     for name in ("network", "parameters", "tile AUROC", "slide AUROC"):
         table.add_column(name, justify="left" if name == "network" else "right")
@@ -191,7 +193,7 @@ def _print_table(networks: dict[str, dict], parameters: dict[str, int]) -> None:
             name,
             f"{count:,}",
             f"{known['tile_auroc']:.3f}",
-            f"{slide['value']:.3f} ({slide['lower']:.3f} to {slide['upper']:.3f})",
+            str(Estimate(**slide)),
             end_section=name == students[-1],
         )
     console = Console() if sys.stdout.isatty() else Console(width=100)

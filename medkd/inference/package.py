@@ -57,7 +57,13 @@ class Student(Strict):
     stem_stride: int | None = Field(None, description="null: the network's own.")
     max_pool: bool | None = Field(None, description="null: the network's own.")
     parameters: int
-    onnx: str = Field(description="uint8 N x size x size x 3 -> float32 N x classes.")
+    onnx: str = Field(
+        description="tiles, uint8 N x size x size x 3 -> probabilities, float32 N x classes, and "
+        "embeddings, float32 N x embedding_size."
+    )
+    embedding_size: int | None = Field(
+        None, description="Length of a tile's pooled features; null: the network has none."
+    )
     safetensors: str
 
 
@@ -341,6 +347,9 @@ def model_card(manifest: Manifest) -> str:
 
 
 def _card_operating_point(manifest: Manifest) -> list[str]:
+    # Not on top: this brings scipy, and infer starts without it.
+    from medkd.slide_level.statistics import Estimate
+
     point = manifest.operating_point
     if point is None:
         return ["None yet: the package cannot be used for calls."]
@@ -354,14 +363,9 @@ def _card_operating_point(manifest: Manifest) -> list[str]:
     ]
     if manifest.test_performance is not None:
         test = manifest.test_performance
-        area = test["patient_auroc"]
         lines += [
             "",
             f"On {test['patients']} test patients ({test['positives']} {manifest.positive}): AUROC "
-            + (
-                "not available."
-                if area["value"] is None
-                else f"{area['value']:.3f} ({area['lower']:.3f} to {area['upper']:.3f})."
-            ),
+            f"{Estimate(**test['patient_auroc'])}.",
         ]
     return lines

@@ -17,6 +17,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from sklearn.metrics import roc_curve
 
 from medkd.slide_level.aggregate import ENSEMBLE, Aggregation
+from medkd.slide_level.statistics import Estimate
 
 # Okabe and Ito's colours, told apart by colour-blind readers.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
@@ -69,7 +70,7 @@ def _roc(tested: pd.DataFrame, result: Aggregation, positive: str) -> Figure:
             true_rate,
             color="black" if thick else colour,
             linewidth=2.4 if thick else 1.2,
-            label=f"{name}: {known['value']:.2f} ({known['lower']:.2f} to {known['upper']:.2f})",
+            label=f"{name}: {Estimate(**known)}",
             zorder=3 if thick else 2,
         )
     above = (ensemble["score"] >= result.operating_point.threshold).to_numpy()

@@ -229,6 +229,9 @@ def test_the_operating_point_is_frozen_and_the_students_are_left(package_folder,
     assert (other / "students" / "student1.onnx").stat().st_mtime_ns == before
     card = (other / "model_card.md").read_text()
     assert "On 9 test patients (4 MSI): AUROC 0.875 (0.500 to 1.000)." in card
+    alike = {"value": 0.5, "lower": None, "upper": None, "reason": "no resample differs"}
+    set_operating_point(other, point, {**performance, "patient_auroc": alike})
+    assert "(4 MSI): AUROC 0.500." in (other / "model_card.md").read_text()
 
 
 def test_a_network_that_onnxruntime_cannot_load(package):

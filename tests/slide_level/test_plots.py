@@ -11,7 +11,7 @@ from PIL import Image
 
 from medkd.slide_level.aggregate import Aggregation
 from medkd.slide_level.plots import evaluation_plots
-from tests.slide_level.hand_made import LABELS, aggregated, one_class
+from tests.slide_level.hand_made import LABELS, aggregated, one_class, predictions
 
 NAMES = ("roc.png", "reliability.png", "confusion.png")
 
@@ -76,3 +76,14 @@ def test_test_patients_of_one_class_are_drawn_without_a_warning() -> None:
         plots = evaluation_plots(one_class(), "MSI")
     for name in NAMES:
         assert pixels(plots[name]).shape == (650, 650, 3)
+
+
+def test_an_area_without_an_interval_is_drawn() -> None:
+    """Where all test patients score alike no resample differs."""
+    table = predictions()
+    equal = aggregated(table.assign(probability=table["probability"].where(
+        table["role"] != "test", 0.5)))  # fmt: skip
+    known = equal.evaluation["networks"]["ensemble"]["patient_auroc"]
+    assert (known["value"], known["lower"]) == (0.5, None)
+    for name in NAMES:
+        assert pixels(evaluation_plots(equal, "MSI")[name]).shape == (650, 650, 3)
