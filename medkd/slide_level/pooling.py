@@ -1,11 +1,29 @@
-"""From tile probabilities to a slide's score. Imports numpy alone, so that infer starts fast."""
+"""From tile probabilities to the score of a slide or patient. Imports numpy and pydantic alone."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
+
+from medkd.slide_level.pooling_kinds import (
+    MeanProbability,
+    Pooling,
+    checked_tiles,
+    pool,
+    pool_resamples,
+)
+
+Ensembling = Literal["tiles_first", "slides_first"]
+"""``tiles_first`` averages the students in each tile, then pools the tiles; ``slides_first`` pools
+each student's tiles, then averages the students. For the mean the two are one."""
+
+PatientPooling = Literal["tiles", "mean_of_slides", "max_of_slides"]
+"""What of several slides makes a patient's score, see :func:`pool_patient`."""
+
+MEAN_PROBABILITY = MeanProbability()
 
 
 @dataclass(frozen=True)
@@ -13,10 +31,10 @@ class SlideScore:
     """What the tiles of one slide, or of one patient, say together.
 
     Attributes:
-        score: mean over tiles and students of the positive class's probability.
+        score: of the ensemble of students.
         lower, upper: bootstrap interval of the score over tiles. Neighbouring tiles resemble one
             another, so it is a lower bound of the true uncertainty.
-        students: the same mean for each student alone.
+        students: the score of each student alone.
         disagreement: largest minus smallest of the students' scores.
         tiles: how many there were.
     """
@@ -30,46 +48,157 @@ class SlideScore:
 
 
 def pool_slide(
-    probabilities: Mapping[str, np.ndarray], *, resamples: int, confidence: float, seed: int = 0
+    probabilities: Mapping[str, np.ndarray],
+    *,
+    resamples: int,
+    confidence: float,
+    seed: int = 0,
+    pooling: Pooling = MEAN_PROBABILITY,
+    ensembling: Ensembling = "tiles_first",
 ) -> SlideScore:
-    """Pool by the mean. Whether tiles or students are averaged first makes no difference to it.
+    """Pool the tiles of one slide.
 
     Args:
         probabilities: for each student the positive class's probability of each tile, float,
             (tiles,), the same tiles in the same order.
-        resamples: bootstrap resamples of tiles.
+        resamples: bootstrap resamples of tiles; a tile is drawn with all its students.
         confidence: level of the interval.
         seed: of the resampling; the same tiles give the same interval.
+        pooling: of tiles.
+        ensembling: whether students are averaged in each tile or over slides.
 
     Raises:
         ValueError: no tile, no student, unequal numbers of tiles, or a value that is not a
             probability.
     """
+    values = _of_students(probabilities)
+    drawn = _resampled(values, pooling, ensembling, resamples, np.random.default_rng(seed))
+    return _slide_score(
+        _ensemble(values, ensembling, lambda tiles: pool(pooling, tiles)),
+        drawn,
+        dict(zip(probabilities, (pool(pooling, tiles) for tiles in values), strict=True)),
+        confidence,
+        values.shape[1],
+    )
+
+
+def pool_patient(
+    slides: Mapping[str, Mapping[str, np.ndarray]],
+    *,
+    resamples: int,
+    confidence: float,
+    seed: int = 0,
+    pooling: Pooling = MEAN_PROBABILITY,
+    ensembling: Ensembling = "tiles_first",
+    patient: PatientPooling = "tiles",
+) -> SlideScore:
+    """Pool all slides of one patient.
+
+    ``tiles``, the default, pools the tiles of all slides as if they were one: a large slide weighs
+    more than a small one because it shows more of the tumour, and a sliver of tissue decides
+    nothing. ``mean_of_slides`` lets each slide count alike, however small. ``max_of_slides`` takes
+    the highest slide, for findings that one block may hold alone; it rises with the number of
+    slides, so that patients with many are called more often.
+
+    The interval of the first resamples tiles of all slides together, that of the others tiles
+    within each slide. A student's score is that of its own slides.
+
+    Args:
+        slides: of each slide what :func:`pool_slide` takes. A slide without a tile says nothing
+            and is left out.
+        resamples, confidence, seed, pooling, ensembling: as for :func:`pool_slide`.
+        patient: how slides come together.
+
+    Raises:
+        ValueError: no slide with a tile, or slides of different students; as for
+            :func:`pool_slide`; an unknown word.
+    """
+    if patient not in get_args(PatientPooling):
+        raise ValueError(f"unknown way to pool a patient: '{patient}'")
+    if len({tuple(students) for students in slides.values()}) > 1:
+        raise ValueError("the slides of a patient have different students, or in another order")
+    names = list(next(iter(slides.values()), {}))
+    seen = [
+        values
+        for values in (_of_students(students, empty=True) for students in slides.values())
+        if values.shape[1]
+    ]
+    if not seen:
+        raise ValueError("there is no tile to pool")
+    if patient == "tiles":
+        return pool_slide(
+            dict(zip(names, np.concatenate(seen, axis=1), strict=True)),
+            resamples=resamples,
+            confidence=confidence,
+            seed=seed,
+            pooling=pooling,
+            ensembling=ensembling,
+        )
+    together = np.max if patient == "max_of_slides" else np.mean
+    random = np.random.default_rng(seed)
+    scores = [_ensemble(values, ensembling, lambda tiles: pool(pooling, tiles)) for values in seen]
+    drawn = [_resampled(values, pooling, ensembling, resamples, random) for values in seen]
+    of_students = together([[pool(pooling, tiles) for tiles in values] for values in seen], axis=0)
+    return _slide_score(
+        float(together(scores)),
+        together(drawn, axis=0),
+        dict(zip(names, of_students.tolist(), strict=True)),
+        confidence,
+        sum(values.shape[1] for values in seen),
+    )
+
+
+def _of_students(probabilities: Mapping[str, np.ndarray], *, empty: bool = False) -> np.ndarray:
+    """Checked probabilities, float64, (students, tiles)."""
     if not probabilities:
         raise ValueError("no student gave probabilities")
     values = np.stack([np.asarray(p, np.float64) for p in probabilities.values()])
-    if values.shape[1] == 0:
-        raise ValueError("there is no tile to pool")
-    if not ((values >= 0) & (values <= 1)).all():
-        raise ValueError("a probability is not a number between 0 and 1")
-    students = dict(zip(probabilities, values.mean(1).tolist(), strict=True))
-    per_tile = values.mean(0)
-    tiles = len(per_tile)
-    # Drawing n of n tiles with replacement is drawing how often each one comes: one product.
-    random = np.random.default_rng(seed)
-    means = np.empty(resamples)
+    if empty and values.shape[1:] == (0,):
+        return values
+    return np.stack([checked_tiles(tiles) for tiles in values])
+
+
+def _ensemble(
+    values: np.ndarray, ensembling: Ensembling, pooled: Callable[[np.ndarray], float]
+) -> float:
+    if ensembling == "tiles_first":
+        return pooled(values.mean(0))
+    if ensembling == "slides_first":
+        return float(np.mean([pooled(tiles) for tiles in values]))
+    raise ValueError(f"unknown order of ensembling: '{ensembling}'")
+
+
+def _resampled(
+    values: np.ndarray,
+    pooling: Pooling,
+    ensembling: Ensembling,
+    resamples: int,
+    random: np.random.Generator,
+) -> np.ndarray:
+    """The ensemble's score in each resample of tiles, (resamples,)."""
+    tiles = values.shape[1]
+    rows = values.mean(0, keepdims=True) if ensembling == "tiles_first" else values
+    scores = np.empty(resamples)
+    # Drawing n of n tiles with replacement is drawing how often each one comes.
     block = max(1, 4_000_000 // tiles)
     for start in range(0, resamples, block):
         count = min(block, resamples - start)
-        weights = random.multinomial(tiles, np.full(tiles, 1 / tiles), size=count)
-        means[start : start + count] = weights @ per_tile / tiles
+        counts = random.multinomial(tiles, np.full(tiles, 1 / tiles), size=count)
+        drawn = [pool_resamples(pooling, row, counts) for row in rows]
+        scores[start : start + count] = np.mean(drawn, axis=0)
+    return scores
+
+
+def _slide_score(
+    score: float, drawn: np.ndarray, students: dict[str, float], confidence: float, tiles: int
+) -> SlideScore:
     tail = (1 - confidence) / 2
-    lower, upper = np.quantile(means, [tail, 1 - tail])
+    lower, upper = np.quantile(drawn, [tail, 1 - tail])
     return SlideScore(
-        score=float(per_tile.mean()),
+        score=score,
         lower=float(lower),
         upper=float(upper),
         students=students,
-        disagreement=float(max(students.values()) - min(students.values())),
+        disagreement=max(students.values()) - min(students.values()),
         tiles=tiles,
     )
