@@ -2,7 +2,7 @@
 
 A first pass over the identifiers finds where in the file each slide's rows are; a second reads
 coordinates and probabilities, and keeps no more row groups decoded than one slide needs. The file
-may hold one network after another, as ``medkd predict`` writes it, or one slide after another.
+may hold one slide after another or one network after another.
 """
 
 from __future__ import annotations
@@ -53,8 +53,9 @@ class PredictionFile:
 
     Checked when it is opened: the columns; that no identifier is missing; that a slide has one
     patient and one role and all networks; that the rows of a slide and network lie together, in
-    one row group or in neighbouring ones. Checked while slides are read: that probabilities are
-    ones, that no tile comes twice, and that all networks have the same tiles.
+    one row group or in neighbouring ones, of which only the first and the last hold other slides.
+    Checked while slides are read: that probabilities are ones, that no tile comes twice, and that
+    all networks have the same tiles.
 
     Args:
         path: of the file.
@@ -77,12 +78,14 @@ class PredictionFile:
             raise self._fault("has no rows")
         self._codes: dict[str, dict[str, int]] = {name: {} for name in _IDENTIFIERS}
         self._slides: dict[int, _Slide] = {}
-        # Order of the rows of a group whose slides and networks are mixed.
+        # Row groups in which slides and networks are mixed, and how many slides each group has.
         self._mixed: set[int] = set()
+        self._slides_of_group: list[int] = []
         for group in range(self._file.num_row_groups):
             self._index(group)
         self._slide_ids = list(self._codes["slide_id"])
         self._network_names = list(self._codes["network"])
+        self._check_together()
         for code, slide in self._slides.items():
             for network, name in enumerate(self._network_names):
                 if network not in slide.pieces:
@@ -137,6 +140,20 @@ class PredictionFile:
                 self._aligned(self._slide_ids[code], rows),
             )
 
+    def _check_together(self) -> None:
+        """Rows of a slide may begin and end in shared row groups; those between are its own."""
+        for code, slide in self._slides.items():
+            for network, pieces in slide.pieces.items():
+                groups = [piece[0] for piece in pieces]
+                between = [group for group in groups[1:-1] if self._slides_of_group[group] > 1]
+                if between or groups[-1] - groups[0] >= len(groups):
+                    raise self._fault(
+                        f"the rows of slide '{self._slide_ids[code]}' and network "
+                        f"'{self._network_names[network]}' lie scattered over row groups "
+                        f"{groups[0]} to {groups[-1]}",
+                        remedy="Sort the file by slide_id, or run 'medkd predict' again.",
+                    )
+
     def _index(self, group: int) -> None:
         codes, keys = self._keys(group)
         starts = _run_starts(keys)
@@ -145,6 +162,7 @@ class PredictionFile:
             order = np.argsort(keys, kind="stable")
             codes, keys = {name: column[order] for name, column in codes.items()}, keys[order]
             starts = _run_starts(keys)
+        self._slides_of_group.append(len(np.unique(codes["slide_id"][starts])))
         names = {name: list(self._codes[name]) for name in _IDENTIFIERS}
         ends = [*starts[1:].tolist(), len(keys)]
         for start, end in zip(starts.tolist(), ends, strict=True):
@@ -163,12 +181,6 @@ class PredictionFile:
                     what = "patient" if name == "patient_id" else "role"
                     raise self._fault(f"slide '{slide_id}' has more than one {what}")
             pieces = slide.pieces.setdefault(network, [])
-            if pieces and pieces[-1][0] < group - 1:
-                raise self._fault(
-                    f"the rows of slide '{slide_id}' and network '{names['network'][network]}' lie "
-                    f"scattered over the file (row groups {pieces[-1][0]} and {group})",
-                    remedy="Sort the file by slide_id, or run 'medkd predict' again.",
-                )
             pieces.append((group, start, end))
 
     def _keys(self, group: int) -> tuple[dict[str, np.ndarray], np.ndarray]:

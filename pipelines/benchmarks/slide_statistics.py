@@ -8,8 +8,8 @@ per resample. Then intervals of slides over tiles, against one set of draws for 
 ways take turns in several rounds, after one that does not count; figures are CPU time, medians
 over the rounds, and medians of each round's quotients.
 
-Then a file of 50 million predictions of 5,000 slides by four networks, as ``medkd predict`` writes
-it, is pooled in a process of its own. The last line is a JSON object; ends with status 1 where two
+Then a file of 50 million predictions of 5,000 slides by four networks, one slide after another, is
+pooled in a process of its own. The last line is a JSON object; ends with status 1 where two
 ways that should give the same figures do not.
 """
 

@@ -19,8 +19,6 @@ from medkd.slide_level.streaming import pool_predictions
 
 NETWORKS = ("teacher", "student_0", "student_1", "student_2")
 STUDENTS = NETWORKS[1:]
-# As pandas writes by default.
-GROUP_ROWS = 1024 * 1024
 
 
 def pooling_figures(rows: int, slides: int, resamples: int, confidence: float) -> dict[str, Any]:
@@ -54,46 +52,49 @@ def pooling_figures(rows: int, slides: int, resamples: int, confidence: float) -
 
 
 def _write(path: Path, rows: int, slides: int) -> tuple[dict[str, float], int]:
-    """One network after another, as predict does; means of slides and networks, and the rows."""
+    """One slide after another, a row group each; means of slides and networks, and the rows."""
     random = np.random.default_rng(0)
     share = random.lognormal(0, 0.6, slides)
     tiles = np.maximum(1, share / share.sum() * rows / len(NETWORKS)).astype(np.int64)
-    ends = np.cumsum(tiles)
-    slide_of_row = np.repeat(np.arange(slides, dtype=np.int32), tiles)
-    place = np.arange(ends[-1]) - (ends - tiles)[slide_of_row]
-    names = {
-        "slide_id": pa.array([f"TCGA-AA-{n:04d}-01Z-00-DX1" for n in range(slides)]),
-        # One patient in ten has two slides.
-        "patient_id": pa.array([f"TCGA-AA-{n - (n % 10 == 9):04d}" for n in range(slides)]),
-        "role": pa.array(["test"] * slides),
-    }
     expected: dict[str, float] = {}
-    writer = None
-    for network in NETWORKS:
-        for start in range(0, len(slide_of_row), GROUP_ROWS):
-            part = slice(start, start + GROUP_ROWS)
-            of = pa.array(slide_of_row[part])
-            probability = random.random(len(of), np.float32)
+    text = pa.dictionary(pa.int32(), pa.string())
+    schema = pa.schema(
+        {
+            **dict.fromkeys(("slide_id", "patient_id", "role"), text),
+            **dict.fromkeys(("x", "y"), pa.int32()),
+            "network": text,
+            "probability": pa.float32(),
+        }
+    )
+    with pq.ParquetWriter(path, schema) as writer:
+        for slide, count in enumerate(tiles.tolist()):
+            slide_id = f"TCGA-AA-{slide:04d}-01Z-00-DX1"
+            probabilities = random.random((len(NETWORKS), count), np.float32)
+            place = np.tile(np.arange(count, dtype=np.int32), len(NETWORKS))
+            constants = {
+                "slide_id": slide_id,
+                # One patient in ten has two slides.
+                "patient_id": f"TCGA-AA-{slide - (slide % 10 == 9):04d}",
+                "role": "test",
+            }
             columns = {
-                name: pa.DictionaryArray.from_arrays(of, values).cast(pa.large_string())
-                for name, values in names.items()
+                name: pa.DictionaryArray.from_arrays(np.zeros(len(place), np.int32), [value])
+                for name, value in constants.items()
+            } | {
+                "x": place % 60 * 448,
+                "y": place // 60 * 448,
+                "network": pa.DictionaryArray.from_arrays(
+                    np.repeat(np.arange(len(NETWORKS), dtype=np.int32), count), list(NETWORKS)
+                ),
+                "probability": probabilities.ravel(),
             }
-            columns |= {
-                "x": pa.array((place[part] % 60 * 448).astype(np.int32)),
-                "y": pa.array((place[part] // 60 * 448).astype(np.int32)),
-                "network": pa.array([network] * len(of), pa.large_string()),
-                "probability": pa.array(probability),
+            writer.write_table(pa.table(columns, schema=schema))
+            means = probabilities.mean(1, dtype=np.float64)
+            expected |= {
+                f"{slide_id} {network}": float(mean)
+                for network, mean in zip(NETWORKS, means, strict=True)
             }
-            sums = np.bincount(slide_of_row[part], probability.astype(np.float64), slides)
-            for slide in np.unique(slide_of_row[part]):
-                key = f"{names['slide_id'][int(slide)]} {network}"
-                expected[key] = expected.get(key, 0.0) + sums[slide] / tiles[slide]
-            table = pa.table(columns)
-            writer = writer or pq.ParquetWriter(path, table.schema)
-            writer.write_table(table, row_group_size=GROUP_ROWS)
-    if writer is not None:
-        writer.close()
-    return expected, len(slide_of_row) * len(NETWORKS)
+    return expected, int(tiles.sum()) * len(NETWORKS)
 
 
 def _measure(path: Path, resamples: int, confidence: float) -> dict[str, Any]:

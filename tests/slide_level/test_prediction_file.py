@@ -17,7 +17,7 @@ COLUMNS = ["slide_id", "patient_id", "role", "x", "y", "network", "probability"]
 
 
 def table() -> pd.DataFrame:
-    """7 slides of 4 patients with 3 to 9 tiles and two networks, as predict writes them."""
+    """7 slides of 4 patients with 3 to 9 tiles and two networks, one after the other."""
     random = np.random.default_rng(0)
     rows = []
     for network in ("teacher", "student_0"):
@@ -157,15 +157,35 @@ def test_a_probability_that_is_not_a_number_is_told(tmp_path: Path) -> None:
         list(PredictionFile(path).slides())
 
 
-def test_rows_of_a_slide_that_lie_scattered_are_told(tmp_path: Path) -> None:
+def torn() -> pd.DataFrame:
+    """Sorted by slide, but for one row at the end."""
     rows = table().sort_values(["slide_id", "network"], kind="stable", ignore_index=True)
-    torn = pd.concat([rows.iloc[1:], rows.iloc[:1]])
-    path = written(torn, tmp_path, group_rows=20)
+    return pd.concat([rows.iloc[1:], rows.iloc[:1]])
+
+
+def slide(name: str) -> pd.DataFrame:
+    rows = table().sort_values(["slide_id", "y", "x"], kind="stable")
+    return rows[rows["slide_id"] == name]
+
+
+@pytest.mark.parametrize(
+    ("rows", "lies"),
+    [
+        (torn(), "slide 's0' and network 'student_0' lie scattered over row groups 0 to 4"),
+        # Slide s6 fills row groups 0 to 3 but for one row of s5 in group 1.
+        (pd.concat([slide("s6").iloc[:7], slide("s5").iloc[:1], slide("s6").iloc[7:],
+                    slide("s5").iloc[1:]]),
+         "slide 's6' and network 'teacher' lie scattered over row groups 0 to 3"),
+    ],
+)  # fmt: skip
+def test_rows_of_a_slide_that_lie_scattered_are_told(
+    rows: pd.DataFrame, lies: str, tmp_path: Path
+) -> None:
+    path = written(rows, tmp_path, group_rows=20 if len(rows) > 50 else 5)
     with pytest.raises(StageError) as caught:
         PredictionFile(path)
     assert str(caught.value) == (
-        f"{path}: the rows of slide 's0' and network 'student_0' lie scattered over the file "
-        "(row groups 0 and 4). Sort the file by slide_id, or run 'medkd predict' again."
+        f"{path}: the rows of {lies}. Sort the file by slide_id, or run 'medkd predict' again."
     )
 
 
