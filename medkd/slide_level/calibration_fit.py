@@ -264,7 +264,12 @@ def choose_calibration(
             level = s.min() == s.max()
             return fit_calibration("none" if level else kind, y, s, targets=targets)
 
-        held_out = cross_validated(fit, labels, scores, folds=folds, repeats=repeats, seed=seed)
+        # Nothing is fitted by 'none', and a single patient of a class cannot be held out.
+        held_out = (
+            scores[None]
+            if kind == "none"
+            else cross_validated(fit, labels, scores, folds=folds, repeats=repeats, seed=seed)
+        )
         losses[kind] = log_losses(labels, held_out).mean(0)
     best = min(losses, key=lambda kind: losses[kind].mean())
     chosen = next(kind for kind in maps if _ties(losses[kind], losses[best]))

@@ -12,7 +12,13 @@ FEWEST_PATIENTS = 3
 
 
 def check_labelled(
-    labels: Any, scores: Any, *, cohort: str, purpose: str, within_0_and_1: bool = True
+    labels: Any,
+    scores: Any,
+    *,
+    cohort: str,
+    purpose: str,
+    within_0_and_1: bool = True,
+    fewest: int = FEWEST_PATIENTS,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Labels and scores as arrays of bool and float64, one of each for every patient.
 
@@ -22,10 +28,11 @@ def check_labelled(
         cohort: who they are, in words, for the messages.
         purpose: what they are needed for, such as 'to calibrate on', for the messages.
         within_0_and_1: whether a score must be a probability.
+        fewest: how many patients it takes.
 
     Raises:
         StageError: a score is no number or out of range, a class is absent, or there are fewer
-            than three patients.
+            patients than it takes.
         ValueError: labels and scores are not two lists of one length.
     """
     labels, scores = np.asarray(labels, bool), np.asarray(scores, np.float64)
@@ -45,9 +52,9 @@ def check_labelled(
     for lacking, there in (("positive", labels.any()), ("negative", not labels.all())):
         if not there:
             raise StageError(f"there is no {lacking} patient {purpose}", where=cohort, remedy=more)
-    if len(labels) < FEWEST_PATIENTS:
+    if len(labels) < fewest:
         raise StageError(
-            f"{len(labels)} patients are too few {purpose}: it takes {FEWEST_PATIENTS} at the "
+            f"{len(labels)} patients are too few {purpose}: it takes {fewest} at the "
             "least, and tens to mean anything",
             where=cohort,
             remedy=more,

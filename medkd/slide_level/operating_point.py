@@ -46,6 +46,27 @@ class OperatingPoint:
     stated_prevalence: float | None = None
     """For which the costs were weighed."""
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Where patients were too few for what was asked of them, a sentence each."""
+        told = []
+        for name, count, target, lone in (
+            ("positive", self.positives, self.target_sensitivity, "lowest"),
+            ("negative", self.patients - self.positives, self.target_specificity, "highest"),
+        ):
+            if count == 1:
+                told.append(
+                    f"There is a single {name} patient: what the threshold does to others of the "
+                    "class is anybody's guess."
+                )
+            elif target is not None and target < 1 and _at_least(target, count) == count:
+                needed = math.ceil(1 / (1 - target) - 1e-9)
+                told.append(
+                    f"With {count} {name} patients the threshold rests on the {lone} of their "
+                    f"scores alone; {100 * target:g}% of {needed} would let one be wrong."
+                )
+        return tuple(told)
+
     def to_json(self) -> dict[str, Any]:
         """In plain JSON types."""
         return {
@@ -85,8 +106,8 @@ def choose_operating_point(
         cohort: whom it was chosen on, in words.
 
     Raises:
-        StageError: no positive or no negative patient, fewer than three patients, a score that is
-            not a number, or a target out of range.
+        StageError: no positive or no negative patient, a score that is not a number, or a target
+            out of range.
     """
     _within("target sensitivity", target_sensitivity, cohort)
     sweep = _sweep(labels, scores, cohort)
@@ -273,6 +294,7 @@ def _labelled(labels: Any, scores: Any, cohort: str) -> tuple[np.ndarray, np.nda
         cohort=cohort,
         purpose="to choose the operating point on",
         within_0_and_1=False,
+        fewest=2,  # of which the point itself warns
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,21 +146,28 @@ def recalibrate(
         # Figures are of these patients, among whom positives may be more common than at the site.
         return probabilities if prevalence is None else expit(logit(probabilities) + picked)
 
-    held_out = cross_validated(update, labels, scores, folds=FOLDS, repeats=1, seed=seed)[0]
+    # Nothing fitted, nothing to cross-validate; and a single patient of a class cannot be held out.
+    held_out = (
+        cross_validated(update, labels, scores, folds=FOLDS, repeats=1, seed=seed)[0]
+        if parameters
+        else updated.map(scores)
+    )
+    kept = (f"The old calibration map is kept: {updated.kept}.",) if updated.kept else ()
     options: dict[str, Any] = {"confidence": confidence, "cohort": cohort}
+    new_point = choose_operating_point(
+        labels, updated.map(scores), target_sensitivity, date=date, **options
+    )
     return Recalibration(
         map=updated.map,
         parameters=updated.parameters,
         shrinkage=updated.shrinkage,
         old_point=at_threshold(labels, old_map(scores), old_threshold, date=date, **options),
-        new_point=choose_operating_point(
-            labels, updated.map(scores), target_sensitivity, date=date, **options
-        ),
+        new_point=new_point,
         old_calibration=calibration_figures(
             labels, among_these(old_map(scores)), bins=bins, **options
         ),
         new_calibration=calibration_figures(labels, among_these(held_out), bins=bins, **options),
-        warnings=_warnings(labels, updated, target_sensitivity),
+        warnings=(*kept, *new_point.warnings),
     )
 
 
@@ -227,19 +233,3 @@ def _kept(old_map: CalibrationMap, why: str) -> UpdatedMap:
 
 def _log_odds(share: float) -> float:
     return float(np.log(share) - np.log1p(-share))
-
-
-def _warnings(
-    labels: np.ndarray, updated: UpdatedMap, target_sensitivity: float
-) -> tuple[str, ...]:
-    told = []
-    if updated.kept:
-        told.append(f"The old calibration map is kept: {updated.kept}.")
-    positives = int(labels.sum())
-    if math.floor((1 - target_sensitivity) * positives + 1e-9) == 0 and target_sensitivity < 1:
-        needed = math.ceil(1 / (1 - target_sensitivity) - 1e-9)
-        told.append(
-            f"With {positives} positive patients the threshold is the lowest of their scores; from "
-            f"{needed} on, a sensitivity of {100 * target_sensitivity:g}% lets one be missed."
-        )
-    return tuple(told)

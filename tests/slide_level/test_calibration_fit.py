@@ -308,6 +308,13 @@ def test_few_patients_restrict_the_choice_and_are_told(
     assert choice.warnings == ((told,) if untried else ())
 
 
+def test_a_single_positive_patient_is_not_calibrated_on() -> None:
+    choice = choose_calibration([1, 0, 0, 0], [0.5, 0.25, 0.25, 0.25])
+    assert choice.map == Uncalibrated()
+    assert choice.log_loss == {"none": pytest.approx((np.log(2) + 3 * np.log(4 / 3)) / 4)}
+    assert choice.warnings[0].startswith("There are 1 positive patients to calibrate on, and")
+
+
 def test_a_level_map_is_not_taken() -> None:
     labels = np.arange(60) < 30
     choice = choose_calibration(labels, np.linspace(0.1, 0.9, 60), repeats=1)

@@ -140,9 +140,6 @@ def test_it_survives_json() -> None:
         ([0.9], [], "there is no negative patient to choose the operating point on",
          "Give validation a larger share, or add patients."),
         ([0.9, float("nan")], [0.1], "a score is not a number", "Look at predictions.parquet."),
-        ([0.9], [0.1],
-         "2 patients are too few to choose the operating point on: it takes 3 at the least, and "
-         "tens to mean anything", "Give validation a larger share, or add patients."),
     ],
 )  # fmt: skip
 def test_messages(positives: list[float], negatives: list[float], what: str, remedy: str) -> None:
@@ -174,6 +171,37 @@ def test_of_twenty_negatives_one_may_be_called() -> None:
         "fixed specificity", 0.95, None,
     )  # fmt: skip
     assert point.method == "lowest threshold that reaches a specificity of 95%"
+
+
+@pytest.mark.parametrize(
+    ("count", "target", "told"),
+    [
+        (20, 0.95, ()),
+        (19, 0.95, ("With 19 {} patients the threshold rests on the {} of their scores alone; 95% "
+                    "of 20 would let one be wrong.",)),
+        (39, 0.975, ("With 39 {} patients the threshold rests on the {} of their scores alone; "
+                     "97.5% of 40 would let one be wrong.",)),
+        (40, 0.975, ()),
+        (19, 1.0, ()),
+        (1, 0.95, ("There is a single {} patient: what the threshold does to others of the class "
+                   "is anybody's guess.",)),
+    ],
+)  # fmt: skip
+def test_few_patients_are_told(count: int, target: float, told: tuple[str, ...]) -> None:
+    few, many = [i / 100 for i in range(count)], [i / 100 for i in range(60)]
+    by_sensitivity = choose(few, many, target)
+    assert by_sensitivity.warnings == tuple(text.format("positive", "lowest") for text in told)
+    by_specificity = fixed_specificity_point(*cohort(many, few), target, **OPTIONS)
+    assert by_specificity.warnings == tuple(text.format("negative", "highest") for text in told)
+
+
+def test_two_patients_give_a_point_that_warns_of_both() -> None:
+    for point in (choose([0.9], [0.1]), youden_point(*cohort([0.9], [0.1]), **OPTIONS)):
+        assert (point.threshold, point.sensitivity, point.specificity) == (0.9, 1, 1)
+        assert point.sensitivity_interval == pytest.approx((0.025, 1))
+        assert [text.split(":")[0] for text in point.warnings] == [
+            "There is a single positive patient", "There is a single negative patient",
+        ]  # fmt: skip
 
 
 def test_methods_tell_their_numbers_unrounded() -> None:

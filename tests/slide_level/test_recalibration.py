@@ -185,11 +185,22 @@ def test_few_patients_fit_less(positives: int, parameters: int) -> None:
         "on, each parameter takes 10 (Peduzzi et al. 1996).",
     )
     lowest = (
-        f"With {positives} positive patients the threshold is the lowest of their scores; from 20 "
-        "on, a sensitivity of 95% lets one be missed.",
+        f"With {positives} positive patients the threshold rests on the lowest of their scores "
+        "alone; 95% of 20 would let one be wrong.",
     )
     assert found.warnings == (kept if parameters == 0 else ()) + (lowest if positives < 20 else ())
     assert (found.map == Uncalibrated()) == (parameters == 0)
+
+
+def test_a_single_positive_patient_moves_the_threshold_and_not_the_map() -> None:
+    labels, scores = np.arange(5) < 1, np.array([0.6, 0.1, 0.2, 0.3, 0.7])
+    found = recalibrated(labels, scores)
+    assert found.map == Uncalibrated()
+    assert found.new_point.threshold == 0.6
+    assert found.new_calibration == found.old_calibration
+    assert [text.split(":")[0] for text in found.warnings] == [
+        "The old calibration map is kept", "There is a single positive patient",
+    ]  # fmt: skip
 
 
 def test_scores_that_fall_with_the_label_leave_the_old_map() -> None:
