@@ -1,8 +1,9 @@
 """``predictions.parquet`` slide by slide, in bounded memory.
 
 A first pass over the identifiers finds where in the file each slide's rows are; a second reads
-coordinates and probabilities, and keeps no more row groups decoded than one slide needs. The file
-may hold one slide after another or one network after another.
+coordinates and probabilities. The file is read in parts of about a million rows, and no more parts
+are kept decoded than one slide needs. It may hold one slide after another or one network after
+another.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from medkd.errors import StageError
 
 _IDENTIFIERS = ("slide_id", "network", "patient_id", "role")
 _VALUES = ("x", "y", "probability")
+# Row groups are read together up to this many rows: a small one costs as much as a thousand rows.
+_PART_ROWS = 1_000_000
 _AGAIN = "Run 'medkd predict' again."
 
 
@@ -44,7 +47,7 @@ class SlideTiles:
 class _Slide:
     patient_id: str
     role: str
-    # Of each network: row group, first row and the row behind the last, in the group's order.
+    # Of each network: part, first row and the row behind the last, in the part's order.
     pieces: dict[int, list[tuple[int, int, int]]] = field(default_factory=dict)
 
 
@@ -53,7 +56,7 @@ class PredictionFile:
 
     Checked when it is opened: the columns; that no identifier is missing; that a slide has one
     patient and one role and all networks; that the rows of a slide and network lie together, in
-    one row group or in neighbouring ones, of which only the first and the last hold other slides.
+    one part or in neighbouring ones, of which only the first and the last hold other slides.
     Checked while slides are read: that probabilities are ones, that no tile comes twice, and that
     all networks have the same tiles.
 
@@ -78,11 +81,12 @@ class PredictionFile:
             raise self._fault("has no rows")
         self._codes: dict[str, dict[str, int]] = {name: {} for name in _IDENTIFIERS}
         self._slides: dict[int, _Slide] = {}
-        # Row groups in which slides and networks are mixed, and how many slides each group has.
+        self._parts = _parts(self._file.metadata)
+        # Parts in which slides and networks are mixed, and how many slides each part has.
         self._mixed: set[int] = set()
-        self._slides_of_group: list[int] = []
-        for group in range(self._file.num_row_groups):
-            self._index(group)
+        self._slides_of_part: list[int] = []
+        for part in range(len(self._parts)):
+            self._index(part)
         self._slide_ids = list(self._codes["slide_id"])
         self._network_names = list(self._codes["network"])
         self._check_together()
@@ -117,19 +121,19 @@ class PredictionFile:
             StageError: a probability is none, a tile comes twice, or networks have different
                 tiles.
         """
-        groups: OrderedDict[int, np.ndarray] = OrderedDict()
-        keep = max((len(_groups(slide)) for slide in self._slides.values()), default=0)
+        read: OrderedDict[int, np.ndarray] = OrderedDict()
+        keep = max(len(_parts_of(slide)) for slide in self._slides.values())
         order = np.argsort(self._network_names, kind="stable")
         for code, slide in self._slides.items():
-            for group in _groups(slide):
-                if group in groups:
-                    groups.move_to_end(group)
+            for part in _parts_of(slide):
+                if part in read:
+                    read.move_to_end(part)
                 else:
-                    while len(groups) >= keep:
-                        groups.popitem(last=False)
-                    groups[group] = self._read_values(group)
+                    while len(read) >= keep:
+                        read.popitem(last=False)
+                    read[part] = self._read_values(part)
             rows = [
-                np.concatenate([groups[group][a:b] for group, a, b in slide.pieces[network]])
+                np.concatenate([read[part][a:b] for part, a, b in slide.pieces[network]])
                 for network in order
             ]
             yield SlideTiles(
@@ -141,28 +145,28 @@ class PredictionFile:
             )
 
     def _check_together(self) -> None:
-        """Rows of a slide may begin and end in shared row groups; those between are its own."""
+        """Rows of a slide may begin and end in shared parts; those between are its own."""
         for code, slide in self._slides.items():
             for network, pieces in slide.pieces.items():
-                groups = [piece[0] for piece in pieces]
-                between = [group for group in groups[1:-1] if self._slides_of_group[group] > 1]
-                if between or groups[-1] - groups[0] >= len(groups):
+                parts = [piece[0] for piece in pieces]
+                between = [part for part in parts[1:-1] if self._slides_of_part[part] > 1]
+                if between or parts[-1] - parts[0] >= len(parts):
                     raise self._fault(
                         f"the rows of slide '{self._slide_ids[code]}' and network "
                         f"'{self._network_names[network]}' lie scattered over row groups "
-                        f"{groups[0]} to {groups[-1]}",
+                        f"{self._parts[parts[0]][0]} to {self._parts[parts[-1]][-1]}",
                         remedy="Sort the file by slide_id, or run 'medkd predict' again.",
                     )
 
-    def _index(self, group: int) -> None:
-        codes, keys = self._keys(group)
+    def _index(self, part: int) -> None:
+        codes, keys = self._keys(part)
         starts = _run_starts(keys)
         if len(np.unique(keys[starts])) < len(starts):
-            self._mixed.add(group)
+            self._mixed.add(part)
             order = np.argsort(keys, kind="stable")
             codes, keys = {name: column[order] for name, column in codes.items()}, keys[order]
             starts = _run_starts(keys)
-        self._slides_of_group.append(len(np.unique(codes["slide_id"][starts])))
+        self._slides_of_part.append(len(np.unique(codes["slide_id"][starts])))
         names = {name: list(self._codes[name]) for name in _IDENTIFIERS}
         ends = [*starts[1:].tolist(), len(keys)]
         for start, end in zip(starts.tolist(), ends, strict=True):
@@ -181,18 +185,18 @@ class PredictionFile:
                     what = "patient" if name == "patient_id" else "role"
                     raise self._fault(f"slide '{slide_id}' has more than one {what}")
             pieces = slide.pieces.setdefault(network, [])
-            pieces.append((group, start, end))
+            pieces.append((part, start, end))
 
-    def _keys(self, group: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    def _keys(self, part: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Codes of each identifier, and one number for slide and network together, (rows,)."""
-        table = self._read(group, _IDENTIFIERS)
+        table = self._read(part, _IDENTIFIERS)
         codes = {}
         for name in _IDENTIFIERS:
             column = table[name].combine_chunks()
             if not pa.types.is_dictionary(column.type):
                 column = column.dictionary_encode()
             known = self._codes[name]
-            # A dictionary of the file may hold values that no row of this group has.
+            # A dictionary of the file may hold values that no row of this part has.
             used = np.unique(column.indices.to_numpy())
             values = column.dictionary.take(pa.array(used)).to_pylist()
             translation = np.zeros(len(column.dictionary), np.int64)
@@ -200,26 +204,23 @@ class PredictionFile:
             codes[name] = translation[column.indices.to_numpy()]
         return codes, (codes["slide_id"] << 20) + codes["network"]
 
-    def _read_values(self, group: int) -> np.ndarray:
-        """Coordinates as one number and probabilities of a row group, structured, (rows,)."""
-        table = self._read(group, _VALUES)
+    def _read_values(self, part: int) -> np.ndarray:
+        """Coordinates as one number and probabilities of a part, structured, (rows,)."""
+        table = self._read(part, _VALUES)
         x, y = (table[name].to_numpy().astype(np.int64) for name in ("x", "y"))
         rows = np.empty(len(x), [("tile", np.int64), ("probability", np.float32)])
         # Rows of tiles from the top, each from the left.
         rows["tile"] = (y << 32) + x
         rows["probability"] = table["probability"].to_numpy()
-        inside = (rows["probability"] >= 0) & (rows["probability"] <= 1)
-        if not inside.all():
+        if not ((rows["probability"] >= 0) & (rows["probability"] <= 1)).all():
             raise self._fault("holds a probability that is not a number between 0 and 1")
-        return (
-            rows[np.argsort(self._keys(group)[1], kind="stable")]
-            if (group in self._mixed)
-            else rows
-        )
+        if part in self._mixed:
+            return rows[np.argsort(self._keys(part)[1], kind="stable")]
+        return rows
 
-    def _read(self, group: int, columns: tuple[str, ...]) -> pa.Table:
+    def _read(self, part: int, columns: tuple[str, ...]) -> pa.Table:
         try:
-            table = self._file.read_row_group(group, columns=list(columns))
+            table = self._file.read_row_groups(self._parts[part], list(columns), use_threads=False)
         except (OSError, pa.ArrowException) as error:
             raise self._fault(f"cannot be read: {str(error)[:200]}") from error
         for name in columns:
@@ -247,8 +248,22 @@ class PredictionFile:
         return StageError(what, where=self._path, remedy=remedy)
 
 
-def _groups(slide: _Slide) -> set[int]:
-    return {piece[0] for pieces in slide.pieces.values() for piece in pieces}
+def _parts(metadata: pq.FileMetaData) -> list[list[int]]:
+    """Row groups that are read together."""
+    parts: list[list[int]] = []
+    rows = 0
+    for group in range(metadata.num_row_groups):
+        more = metadata.row_group(group).num_rows
+        if not parts or rows + more > _PART_ROWS:
+            parts.append([])
+            rows = 0
+        parts[-1].append(group)
+        rows += more
+    return parts
+
+
+def _parts_of(slide: _Slide) -> list[int]:
+    return sorted({piece[0] for pieces in slide.pieces.values() for piece in pieces})
 
 
 def _run_starts(keys: np.ndarray) -> np.ndarray:

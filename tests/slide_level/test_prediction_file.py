@@ -11,7 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from medkd.errors import StageError
+from medkd.slide_level import prediction_file
 from medkd.slide_level.prediction_file import PredictionFile, SlideTiles
+
+
+@pytest.fixture(autouse=True)
+def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every row group is a part of its own, as in a file of many millions of rows."""
+    monkeypatch.setattr(prediction_file, "_PART_ROWS", 1)
+
 
 COLUMNS = ["slide_id", "patient_id", "role", "x", "y", "network", "probability"]
 
@@ -48,9 +56,17 @@ ORDERS = {
 }
 
 
+@pytest.mark.parametrize("part_rows", [1, 30])
 @pytest.mark.parametrize("group_rows", [5, 11, 1000])
 @pytest.mark.parametrize("order", ORDERS)
-def test_every_order_gives_the_same_slides(order: str, group_rows: int, tmp_path: Path) -> None:
+def test_every_order_gives_the_same_slides(
+    order: str,
+    group_rows: int,
+    part_rows: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(prediction_file, "_PART_ROWS", part_rows)
     rows = table()
     file = PredictionFile(written(ORDERS[order](rows), tmp_path, group_rows))
     assert file.networks == ("student_0", "teacher")
@@ -72,7 +88,7 @@ def test_a_file_of_one_row_group_may_be_in_any_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("order", ["network by network", "slide by slide"])
-def test_every_row_group_is_decoded_once(
+def test_every_part_is_decoded_once(
     order: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = PredictionFile(written(ORDERS[order](table()), tmp_path, group_rows=9))
@@ -87,7 +103,7 @@ def test_every_row_group_is_decoded_once(
     slides: list[SlideTiles] = list(file.slides())
     assert len(slides) == 7
     groups = -(-len(table()) // 9)
-    # A group in which one network ends and another begins is read for both.
+    # A part in which one network ends and another begins is read for both.
     assert sorted(set(read)) == list(range(groups))
     assert len(read) <= groups + 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,18 @@ import pandas as pd
 import pytest
 
 from medkd.errors import StageError
+from medkd.slide_level import prediction_file
 from medkd.slide_level.pooling import pool_slide
 from medkd.slide_level.streaming import PooledPredictions, pool_predictions
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_parts() -> Iterator[None]:
+    """Every row group is a part of its own, as in a file of many millions of rows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prediction_file, "_PART_ROWS", 1)
+        yield
+
 
 NETWORKS = ("student_0", "student_1", "teacher")
 STUDENTS = NETWORKS[:2]
