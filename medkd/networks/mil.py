@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from monai.networks.blocks import TransformerBlock
 from torch import Tensor, nn
 
@@ -192,5 +191,5 @@ class SlideHead(nn.Module):
         if mask is not None:
             scores = scores.masked_fill(~mask, -torch.inf)
         if self.architecture == "max":
-            return F.one_hot(scores.argmax(1), scores.shape[1]).to(tiles.dtype)
+            return torch.zeros_like(scores).scatter(1, scores.argmax(1, keepdim=True), 1)
         return torch.softmax(scores, 1)

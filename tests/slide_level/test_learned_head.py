@@ -1,0 +1,143 @@
+"""Slide heads run by onnxruntime; the heads here are written by hand, without torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from medkd.errors import ModelPackageError
+from medkd.slide_level.learned_head import SlideHeads
+
+
+def head(weights: list[float], score: list[float], probability: str = "probability") -> bytes:
+    """``sigmoid(sum_k softmax(h . score)_k h_k . weights)``."""
+    size = len(weights)
+    nodes = [
+        helper.make_node("MatMul", ["embeddings", "score"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["attention"], axis=0),
+        helper.make_node("MatMul", ["embeddings", "weights"], ["of_tiles"]),
+        helper.make_node("MatMul", ["attention", "of_tiles"], ["logit"]),
+        helper.make_node("Sigmoid", ["logit"], [probability]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "head",
+        [helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, ["tiles", size])],
+        [
+            helper.make_tensor_value_info(probability, TensorProto.FLOAT, []),
+            helper.make_tensor_value_info("attention", TensorProto.FLOAT, ["tiles"]),
+        ],
+        [
+            numpy_helper.from_array(np.array(values, np.float32), name)
+            for name, values in (("weights", weights), ("score", score))
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+HEADS = {"a": head([1.0, 0.0], [0.0, 0.0]), "b": head([2.0], [np.log(3.0)])}
+EMBEDDINGS = {
+    "a": np.array([[1, 9], [-3, 9]], np.float32),
+    "b": np.array([[1], [0]], np.float32),
+}
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + float(np.exp(-x)))
+
+
+def test_scores_and_attention_by_hand() -> None:
+    """a weighs tiles alike: logit -1. b weighs 3 to 1: logit 0.75 x 2."""
+    found = SlideHeads(HEADS)(EMBEDDINGS)
+    assert found.students == pytest.approx({"a": sigmoid(-1), "b": sigmoid(1.5)}, abs=1e-6)
+    assert found.score == pytest.approx((sigmoid(-1) + sigmoid(1.5)) / 2, abs=1e-6)
+    np.testing.assert_allclose(found.attention, [(0.5 + 0.75) / 2, (0.5 + 0.25) / 2], atol=1e-6)
+
+
+def test_the_interval_is_that_of_the_three_resamples_there_are() -> None:
+    """Two tiles are drawn as 1 1, 1 2 or 2 2; 200 draws have all of them."""
+    heads = SlideHeads({"a": HEADS["a"]})
+    found = heads.interval(EMBEDDINGS, confidence=0.9)
+    assert (found.score, found.tiles, found.disagreement) == (heads(EMBEDDINGS).score, 2, 0)
+    assert found.lower == pytest.approx(sigmoid(-3), abs=1e-6)
+    assert found.upper == pytest.approx(sigmoid(1), abs=1e-6)
+    assert heads.interval(EMBEDDINGS, confidence=0.9) == found
+
+
+def test_both_students_are_drawn_the_same_tiles() -> None:
+    """Opposite heads cancel in each tile, so nothing is left to vary but rounding."""
+    heads = SlideHeads({"a": head([1.0], [0.0]), "b": head([-1.0], [0.0])})
+    tiles = np.arange(9, dtype=np.float32)[:, None]
+    found = heads.interval({"a": tiles, "b": tiles}, resamples=50, confidence=0.95)
+    assert [found.lower, found.score, found.upper] == pytest.approx([0.5] * 3, abs=1e-6)
+    assert found.disagreement == pytest.approx(2 * sigmoid(4) - 1, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"b": np.zeros((2, 3), np.float32)},
+            "slide head of 'b': embeddings are 2 x 3, not tiles x 1. Use the head that was trained "
+            "with this student.",
+        ),
+        (
+            {"b": np.full((2, 1), np.nan, np.float32)},
+            "slide head of 'b': gave a probability of nan. Look for embeddings that are not "
+            "finite, or use another model.",
+        ),
+    ],
+)
+def test_embeddings_that_do_not_fit_are_told(change: dict, message: str) -> None:
+    with pytest.raises(ModelPackageError) as caught:
+        SlideHeads(HEADS)(EMBEDDINGS | change)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "what"),
+    [
+        ({"a": EMBEDDINGS["a"]}, "there are no embeddings of 'b'"),
+        ({"a": EMBEDDINGS["a"][:1], "b": EMBEDDINGS["b"]}, "unequal numbers of tiles"),
+        ({name: tiles[:0] for name, tiles in EMBEDDINGS.items()}, "there is no tile to pool"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(embeddings: dict, what: str) -> None:
+    with pytest.raises(ValueError, match=what):
+        SlideHeads(HEADS)(embeddings)
+
+
+def test_too_many_resamples_are_refused() -> None:
+    with pytest.raises(ValueError, match="1 to 500 resamples, not 501"):
+        SlideHeads(HEADS).interval(EMBEDDINGS, resamples=501, confidence=0.9)
+    with pytest.raises(ValueError, match="there is no slide head"):
+        SlideHeads({})
+
+
+def test_a_file_that_is_no_head_is_told() -> None:
+    with pytest.raises(ModelPackageError) as caught:
+        SlideHeads({"a": b"not ONNX"})
+    assert str(caught.value).startswith("slide head of 'a': onnxruntime ")
+    assert "cannot load it" in str(caught.value)
+    with pytest.raises(ModelPackageError) as caught:
+        SlideHeads({"a": head([1.0], [0.0], probability="p")})
+    assert str(caught.value) == (
+        "slide head of 'a': takes embeddings and gives attention, p. Give a head that takes "
+        "embeddings, and gives probability and attention."
+    )
+
+
+def test_neither_torch_nor_scipy_is_imported() -> None:
+    code = (
+        "import sys, medkd.slide_level.learned_head, medkd.slide_level.pooling; "
+        "print(sorted({'torch', 'scipy', 'sklearn', 'pandas', 'onnxruntime'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
