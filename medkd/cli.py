@@ -164,15 +164,32 @@ def train(
 
 
 @app.command()
-def predict(config: ConfigOption = None, assignments: SetOption = None) -> None:
-    """Run every network of a trained run over all tiles of the store."""
+def predict(
+    config: ConfigOption = None,
+    assignments: SetOption = None,
+    students: Annotated[
+        bool, typer.Option("--students", help="Those that ship alone; the teacher is left out.")
+    ] = False,
+    embeddings: Annotated[
+        bool,
+        typer.Option("--embeddings", help="Keep each tile's features, of those that ship, too."),
+    ] = False,
+) -> None:
+    """Run the networks of a trained run over all tiles of the store.
+
+    Slides that are done are kept: after an interruption it goes on with the others.
+    """
     settings = load_settings(config, assignments)
     rows = load_rows(settings)
     from medkd.training.predict_stage import run_predict_stage
 
     print(f"Predicting with the networks of '{settings.run_name}'")
-    path, tiles, networks = run_predict_stage(settings, rows)
-    print(f"{tiles:,} tiles, {networks} networks. Predictions: {path}")
+    done = run_predict_stage(settings, rows, students_only=students, embeddings=embeddings)
+    if done.slides_before:
+        print(f"{done.slides_before} slides had been predicted before the interruption")
+    print(f"{done.tiles:,} tiles, {len(done.networks)} networks. Predictions: {done.path}")
+    if done.embeddings:
+        print(f"Embeddings of {', '.join(done.embeddings)}: {done.path.parent / 'embeddings'}")
 
 
 @app.command()

@@ -145,7 +145,8 @@ class Nodes(nn.Module):
 
     def _run_whole(self, name: str, network: nn.Module, images: Tensor) -> Seen:
         """A network without stages; its pooled features cost a second run of its head."""
-        if isinstance(network, PooledNetwork) and name in self._needed_states.pooled:
+        wanted = name in self._needed_states.pooled or not self.training
+        if isinstance(network, PooledNetwork) and wanted:
             return _seen(*network.logits_and_pooled(images))
         return _seen(network(images))
 

@@ -35,4 +35,9 @@ class OneNode(Nodes):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, N x classes, of RGB images in [0, 1], float N x 3 x H x W."""
-        return self.look(images, learning=False)[self._name].logits
+        return self.logits_and_pooled(images)[0]
+
+    def logits_and_pooled(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits, and the node's pooled features, N x channels; None where it has none."""
+        seen = self.look(images, learning=False)[self._name]
+        return seen.logits, seen.pooled

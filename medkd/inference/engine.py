@@ -36,9 +36,13 @@ class ScoredTile:
 
 @dataclass(frozen=True)
 class SlideInference:
-    """Everything that a report needs of one slide."""
+    """Everything that a report needs of one slide.
+
+    ``raw_score`` is the students' mean before calibration, ``score`` what came of it.
+    """
 
     properties: SlideProperties
+    raw_score: float | None
     score: SlideScore | None
     call: Call
     tiles: tuple[ScoredTile, ...]
@@ -158,17 +162,18 @@ def infer_slide(
             flush()
         spent["read"] = time.perf_counter() - opened - spent["model"]
 
-    score: SlideScore | None = None
+    raw: SlideScore | None = None
     tiles: tuple[ScoredTile, ...] = ()
     if places:
         probabilities = {name: np.concatenate(parts) for name, parts in collected.items()}
-        score = pool_slide(
+        raw = pool_slide(
             probabilities,
             resamples=manifest.slide_level.bootstrap_resamples,
             confidence=manifest.slide_level.confidence,
         )
         mean = np.mean(list(probabilities.values()), axis=0)
         tiles = tuple(ScoredTile(x, y, float(p)) for (x, y), p in zip(places, mean, strict=True))
+    score = None if raw is None else raw.calibrated(manifest.calibration)
     point = manifest.operating_point
     call = make_call(
         score,
@@ -178,9 +183,11 @@ def infer_slide(
         tiles_used=len(places),
         negative=package.negative,
         positive=manifest.positive,
+        conformal=manifest.conformal,
     )
     return SlideInference(
         properties=slide.properties,
+        raw_score=None if raw is None else raw.score,
         score=score,
         call=call,
         tiles=tiles,

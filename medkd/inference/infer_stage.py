@@ -192,6 +192,8 @@ def build_result(
         slide_id=inference.properties.slide_id,
         call=call.call,
         reasons=call.reasons,
+        score=None if called is None else inference.raw_score,
+        calibration=manifest.calibration.kind,
         probability_msi=None if called is None else called.score,
         interval=None if called is None else (called.lower, called.upper),
         students={} if called is None else called.students,

@@ -19,6 +19,8 @@ from medkd.datasets.stain import StainReference
 from medkd.errors import ModelPackageError
 from medkd.files import make_folder, sha256_of_file, sha256_of_json, write_bytes, write_json
 from medkd.schema import Strict, faults
+from medkd.slide_level.calibration import CalibrationMap
+from medkd.slide_level.conformal import ConformalSets
 from medkd.yaml_file import parse_yaml
 
 SCHEMA_VERSION = 1
@@ -130,8 +132,15 @@ class Manifest(Strict):
     preprocessing: Preprocessing
     students: Annotated[tuple[Student, ...], Field(strict=False, min_length=1)]
     slide_head: dict[str, str]
-    calibration: dict[str, str]
-    operating_point: PackagedOperatingPoint | None
+    calibration: CalibrationMap = Field(
+        description="From the students' mean score to the probability of the positive class."
+    )
+    operating_point: PackagedOperatingPoint | None = Field(
+        description="A threshold of that probability."
+    )
+    conformal: ConformalSets | None = Field(
+        None, description="Sets that call instead of the operating point; null: it calls."
+    )
     test_performance: dict[str, Any] | None = Field(
         None, description="Figures on test patients, as in evaluation.json."
     )
@@ -184,14 +193,21 @@ def write_package(folder: Path, content: Mapping[str, Any], files: Mapping[str, 
     _write_manifest(folder, dict(content), sorted(files))
 
 
-def set_operating_point(
-    folder: Path, operating_point: Mapping[str, Any], test_performance: Mapping[str, Any]
+def freeze_decisions(
+    folder: Path,
+    *,
+    calibration: CalibrationMap,
+    operating_point: Mapping[str, Any],
+    conformal: ConformalSets | None,
+    test_performance: Mapping[str, Any],
 ) -> ModelPackage:
-    """Freeze an operating point into a package; the students are left as they are."""
+    """Freeze how scores become calls into a package; the students are left as they are."""
     package = load_package(folder, needs_operating_point=False)
     content = package.manifest.model_dump(mode="json")
     names = [name for name in content.pop("files") if name != CARD]
+    content["calibration"] = calibration.model_dump(mode="json")
     content["operating_point"] = dict(operating_point)
+    content["conformal"] = conformal.model_dump(mode="json") if conformal is not None else None
     content["test_performance"] = dict(test_performance)
     (folder / MANIFEST).unlink()
     _write_manifest(folder, content, names)
@@ -336,7 +352,10 @@ def model_card(manifest: Manifest) -> str:
         "",
         "## Limits",
         "",
-        "- Scores are not calibrated probabilities.",
+        "- Scores are not calibrated probabilities."
+        if manifest.calibration.kind == "none"
+        else f"- Scores were calibrated ({manifest.calibration.kind}) on the validation patients; "
+        "elsewhere they may not be probabilities.",
         "- The interval covers the sampling of tiles only; it is a lower bound of the uncertainty.",
         "- Another scanner, stain or population than in training has not been tested.",
         "",

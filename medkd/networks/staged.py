@@ -115,11 +115,16 @@ class StagedNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, N x classes, of RGB images in [0, 1], float N x 3 x H x W."""
+        return self.logits_and_pooled(images)[0]
+
+    def logits_and_pooled(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits, N x classes, and what the classifier sees, N x pooled_channels."""
         state = self.enter(images)
         for stage in self.stages:
             state = stage(state)
-        logits: Tensor = self.classifier(self.pool(state))
-        return logits
+        pooled: Tensor = self.pool(state)
+        logits: Tensor = self.classifier(pooled)
+        return logits, pooled
 
 
 class WholeNetwork(nn.Module):

@@ -6,8 +6,9 @@ a small one because it shows more of the tumour.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,19 @@ import pandas as pd
 from medkd.config import Config
 from medkd.datasets.split import ROLES
 from medkd.errors import StageError
+from medkd.progress import Advance
+from medkd.slide_level.calibration_error import calibration_figures
 from medkd.slide_level.call import make_call
-from medkd.slide_level.operating_point import OperatingPoint, choose_operating_point
-from medkd.slide_level.pooling import SlideScore, pool_slide
+from medkd.slide_level.decisions import Decisions, decide
+from medkd.slide_level.labelled import FEWEST_PATIENTS
+from medkd.slide_level.operating_point import OperatingPoint
+from medkd.slide_level.pooling import SlideScore
+from medkd.slide_level.prediction_file import SlideTiles
 from medkd.slide_level.resampling import bootstrap
 from medkd.slide_level.scored import scored_patients
-from medkd.slide_level.statistics import AUROC, auroc, sensitivity_at, specificity_at
-
-ENSEMBLE = "ensemble"
+from medkd.slide_level.statistics import AUROC, sensitivity_at, specificity_at
+from medkd.slide_level.streaming import ENSEMBLE, pool_predictions
+from medkd.slide_level.tile_areas import TileAreas
 
 
 @dataclass(frozen=True)
@@ -32,120 +38,94 @@ class Aggregation:
 
     slides: pd.DataFrame
     patients: pd.DataFrame
-    operating_point: OperatingPoint
+    decisions: Decisions
     evaluation: dict[str, Any]
+
+    @property
+    def operating_point(self) -> OperatingPoint:
+        """The frozen threshold."""
+        return self.decisions.operating_point
 
 
 def aggregate(
-    predictions: pd.DataFrame,
-    labels: dict[str, str],
-    tissue_mm2: dict[str, float],
+    predictions: Path,
+    labels: Mapping[str, str],
+    tissue_mm2: Mapping[str, float],
     students: Sequence[str],
     config: Config,
     *,
     date: str,
     synthetic: bool,
+    advance: Advance | None = None,
 ) -> Aggregation:
-    """Pool, choose the operating point on validation patients, and evaluate on test patients.
+    """Pool, fit what is frozen to validation patients, and evaluate on test patients.
 
     Args:
-        predictions: as in docs/files.md.
+        predictions: the file, as in docs/files.md.
         labels: of each patient.
         tissue_mm2: of each slide.
         students: names of the networks that ship; their mean is the ensemble.
         config: the experiment.
         date: of the operating point, ISO.
         synthetic: whether any slide was drawn.
+        advance: told of every slide that is read.
 
     Raises:
-        StageError: a role or a student is absent, a probability is not a number.
+        StageError: a role, a student or a label is absent, or a probability is not a number.
     """
-    _check(predictions, labels, students)
-    slides = _pool(predictions, ["slide_id", "patient_id", "role"], students, config)
-    patients = _pool(predictions, ["patient_id", "role"], students, config)
-    positive = config.data.positive
+    settings, positive = config.slide_level, config.data.positive
+    areas = TileAreas(
+        {patient: label == positive for patient, label in labels.items()}, students, ENSEMBLE
+    )
+
+    def take(slide: SlideTiles) -> None:
+        if slide.patient_id not in labels:
+            raise StageError(
+                f"patient '{slide.patient_id}' has no label",
+                where=predictions,
+                remedy="Add it to slides.csv.",
+            )
+        areas.add(slide)
+
+    pooled = pool_predictions(
+        predictions,
+        students,
+        resamples=settings.bootstrap_resamples,
+        confidence=settings.confidence,
+        advance=advance,
+        on_slide=take,
+    )
+    slides, patients = pooled.slides, pooled.patients
+    for role in ROLES:
+        if role not in set(patients["role"]):
+            raise StageError(
+                f"has no {role} patient", where=predictions, remedy="Run 'medkd predict' again."
+            )
     for table in (slides, patients):
         table.insert(table.columns.get_loc("role") + 1, "label", table["patient_id"].map(labels))
     chosen_on = patients[(patients["role"] == "validation") & (patients["network"] == ENSEMBLE)]
-    point = choose_operating_point(
+    decisions = decide(
         (chosen_on["label"] == positive).to_numpy(),
         chosen_on["score"].to_numpy(),
-        config.slide_level.target_sensitivity,
-        confidence=config.slide_level.confidence,
+        settings,
+        seed=config.seed,
         date=date,
     )
-    by_patient = (
-        predictions[["slide_id", "patient_id"]]
-        .drop_duplicates()
-        .assign(mm2=lambda table: table["slide_id"].map(tissue_mm2))
-        .groupby("patient_id")["mm2"]
-        .sum()
-        .to_dict()
-    )
-    slides["call"] = _calls(slides, slides["slide_id"].map(tissue_mm2), point, config)
-    patients["call"] = _calls(patients, patients["patient_id"].map(by_patient), point, config)
-    evaluation = _evaluate(predictions, labels, slides, patients, point, students, config)
+    of_slides = slides["slide_id"].map(tissue_mm2)
+    ensemble = slides["network"] == ENSEMBLE
+    by_patient = of_slides[ensemble].groupby(slides.loc[ensemble, "patient_id"]).sum()
+    for table, area in ((slides, of_slides), (patients, patients["patient_id"].map(by_patient))):
+        own = table["network"] == ENSEMBLE
+        table["probability"] = np.nan
+        table.loc[own, "probability"] = decisions.calibration(table.loc[own, "score"].to_numpy())
+        table["call"] = _calls(table, area, decisions, config)
+    evaluation = _evaluate(slides, patients, decisions, areas.areas(), config)
     evaluation["synthetic"] = synthetic
-    return Aggregation(slides, patients, point, evaluation)
-
-
-def _check(predictions: pd.DataFrame, labels: dict[str, str], students: Sequence[str]) -> None:
-    where = "predictions.parquet"
-    again = "Run 'medkd predict' again."
-    networks = set(predictions["network"])
-    for student in students:
-        if student not in networks:
-            raise StageError(f"has no predictions of '{student}'", where=where, remedy=again)
-    if not predictions["probability"].between(0, 1).all():
-        raise StageError(
-            "holds a probability that is not a number between 0 and 1", where=where, remedy=again
-        )
-    for role in ROLES:
-        if role not in set(predictions["role"]):
-            raise StageError(f"has no {role} patient", where=where, remedy=again)
-    for patient in predictions["patient_id"].unique():
-        if patient not in labels:
-            raise StageError(
-                f"patient '{patient}' has no label", where=where, remedy="Add it to slides.csv."
-            )
-
-
-def _pool(
-    predictions: pd.DataFrame, keys: list[str], students: Sequence[str], config: Config
-) -> pd.DataFrame:
-    settings = config.slide_level
-    rows = []
-    for key, group in predictions.groupby(keys, sort=True):
-        values = {
-            str(name): part["probability"].to_numpy(np.float64)
-            for name, part in group.sort_values(["slide_id", "y", "x"]).groupby("network")
-        }
-
-        def pooled(names: Sequence[str], values: dict[str, np.ndarray] = values) -> SlideScore:
-            return pool_slide(
-                {name: values[name] for name in names},
-                resamples=settings.bootstrap_resamples,
-                confidence=settings.confidence,
-            )
-
-        for network in (*sorted(values), ENSEMBLE):
-            score = pooled(students if network == ENSEMBLE else (network,))
-            rows.append(
-                {
-                    **dict(zip(keys, key, strict=True)),
-                    "network": network,
-                    "tiles": score.tiles,
-                    "score": score.score,
-                    "lower": score.lower,
-                    "upper": score.upper,
-                    "disagreement": score.disagreement if network == ENSEMBLE else np.nan,
-                }
-            )
-    return pd.DataFrame(rows).astype({"tiles": "int32"})
+    return Aggregation(slides, patients, decisions, evaluation)
 
 
 def _calls(
-    table: pd.DataFrame, tissue_mm2: pd.Series, point: OperatingPoint, config: Config
+    table: pd.DataFrame, tissue_mm2: pd.Series, decisions: Decisions, config: Config
 ) -> list[str | None]:
     classes, positive = config.data.classes, config.data.positive
     negative = " or ".join(name for name in classes if name != positive)
@@ -157,28 +137,27 @@ def _calls(
         score = SlideScore(row.score, row.lower, row.upper, {}, row.disagreement, row.tiles)
         calls.append(
             make_call(
-                score,
-                point.threshold,
+                score.calibrated(decisions.calibration),
+                decisions.operating_point.threshold,
                 config.infer,
                 tissue_area_mm2=float(area),
                 tiles_used=row.tiles,
                 negative=negative,
                 positive=positive,
+                conformal=decisions.conformal,
             ).call
         )
     return calls
 
 
 def _evaluate(
-    predictions: pd.DataFrame,
-    labels: dict[str, str],
     slides: pd.DataFrame,
     patients: pd.DataFrame,
-    point: OperatingPoint,
-    students: Sequence[str],
+    decisions: Decisions,
+    tile_areas: Mapping[str, float | None],
     config: Config,
 ) -> dict[str, Any]:
-    settings = config.slide_level
+    settings, point = config.slide_level, decisions.operating_point
     options: dict[str, Any] = {
         "resamples": settings.bootstrap_resamples,
         "confidence": settings.confidence,
@@ -187,8 +166,9 @@ def _evaluate(
     tested = patients[patients["role"] == "test"]
     ensemble = tested[tested["network"] == ENSEMBLE]
     truth = (ensemble["label"] == positive).to_numpy()
+    probabilities = ensemble["probability"].to_numpy()
     at_point = bootstrap(
-        scored_patients(truth, ensemble["score"].to_numpy(), where="test patients"),
+        scored_patients(truth, probabilities, where="test patients"),
         [sensitivity_at(point.threshold), specificity_at(point.threshold)],
         **options,
     )
@@ -196,7 +176,7 @@ def _evaluate(
         "schema_version": 1,
         "roles": {
             "train": "trained on",
-            "validation": "chose the epoch and the operating point",
+            "validation": "chose the epoch, the calibration and the operating point",
             "test": "every figure here",
         },
         "intervals": f"{settings.confidence:.0%}, {settings.bootstrap_resamples} bootstrap "
@@ -208,46 +188,41 @@ def _evaluate(
             "slides": int(slides.loc[slides["role"] == "test", "slide_id"].nunique()),
         },
         "operating_point": point.to_json(),
+        "calibration": {
+            **decisions.calibration_record,
+            "test": _calibration_on(truth, probabilities, settings.confidence),
+        },
+        "conformal": None
+        if decisions.conformal is None
+        else decisions.conformal.model_dump(mode="json"),
+        "warnings": list(decisions.warnings),
         "at_operating_point": {name: found.to_json() for name, found in at_point.items()},
         "calls": {
             str(label): {str(k): int(v) for k, v in group["call"].value_counts().items()}
             for label, group in ensemble.groupby("label")
         },
         "networks": {
-            network: _of_network(
-                network, students, predictions, labels, slides, patients, positive, options
-            )
+            network: {
+                "tile_auroc": tile_areas[network],
+                "slide_auroc": _auroc_of(_tested(slides, network), positive, options),
+                "patient_auroc": _auroc_of(_tested(patients, network), positive, options),
+            }
             for network in patients["network"].unique()
         },
     }
 
 
-def _of_network(
-    network: str,
-    students: Sequence[str],
-    predictions: pd.DataFrame,
-    labels: dict[str, str],
-    slides: pd.DataFrame,
-    patients: pd.DataFrame,
-    positive: str,
-    options: dict[str, Any],
-) -> dict[str, Any]:
-    slide = slides[(slides["role"] == "test") & (slides["network"] == network)]
-    patient = patients[(patients["role"] == "test") & (patients["network"] == network)]
-    tiles = predictions[predictions["role"] == "test"]
-    if network == ENSEMBLE:
-        shipped = tiles[tiles["network"].isin(students)]
-        tiles = shipped.groupby(["slide_id", "patient_id", "x", "y"], as_index=False)[
-            "probability"
-        ].mean()
-    else:
-        tiles = tiles[tiles["network"] == network]
-    tile_truth = (tiles["patient_id"].map(labels) == positive).to_numpy()
-    return {
-        "tile_auroc": auroc(tile_truth, tiles["probability"].to_numpy()),
-        "slide_auroc": _auroc_of(slide, positive, options),
-        "patient_auroc": _auroc_of(patient, positive, options),
-    }
+def _tested(table: pd.DataFrame, network: str) -> pd.DataFrame:
+    return table[(table["role"] == "test") & (table["network"] == network)]
+
+
+def _calibration_on(
+    truth: np.ndarray, probabilities: np.ndarray, confidence: float
+) -> dict[str, Any] | None:
+    """Calibration on test patients; None where a class is absent or they are too few."""
+    if truth.all() or not truth.any() or len(truth) < FEWEST_PATIENTS:
+        return None
+    return calibration_figures(truth, probabilities, confidence=confidence).to_json()
 
 
 def _auroc_of(table: pd.DataFrame, positive: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -6,17 +6,20 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import pandas as pd
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from medkd.config import Config
 from medkd.datasets.split import check_split, read_split
 from medkd.datasets.tables import read_slides
 from medkd.errors import StageError
 from medkd.files import atomic_path, write_bytes, write_json
-from medkd.inference.package import load_package, set_operating_point
-from medkd.slide_level.aggregate import ENSEMBLE, Aggregation, aggregate
+from medkd.inference.package import freeze_decisions, load_package
+from medkd.progress import progress, warn
+from medkd.slide_level.aggregate import Aggregation, aggregate
 from medkd.slide_level.plots import evaluation_plots
 from medkd.slide_level.statistics import Estimate
+from medkd.slide_level.streaming import ENSEMBLE
 from medkd.slides.imported_tiles import slide_records
 from medkd.tracking import TrackedRun, store_errors, tracked_runs, tracking_uri
 
@@ -50,23 +53,26 @@ def run_aggregate_stage(config: Config) -> AggregateResult:
     check_split(split, rows, where=config.splits_file)
     package = load_package(config.model_folder, needs_operating_point=False)
     try:
-        predictions = pd.read_parquet(path)
+        slide_ids = pc.unique(pq.read_table(path, columns=["slide_id"])["slide_id"]).to_pylist()
     except (OSError, ValueError) as error:
         # pyarrow's own errors are among both.
         raise StageError(
             f"cannot be read: {str(error)[:200]}", where=path, remedy="Run 'medkd predict' again."
         ) from error
-    slide_ids = sorted(predictions["slide_id"].unique())
     records = slide_records(config.tiles_folder, slide_ids, config.tile)
-    result = aggregate(
-        predictions,
-        {row.patient_id: row.label for row in rows},
-        {slide_id: float(record["tissue_area_mm2"]) for slide_id, record in records.items()},
-        [student.name for student in package.manifest.students],
-        config,
-        date=datetime.now(UTC).date().isoformat(),
-        synthetic=package.manifest.provenance.trained_on_synthetic,
-    )
+    with progress("pooling", len(slide_ids)) as advance:
+        result = aggregate(
+            path,
+            {row.patient_id: row.label for row in rows},
+            {slide_id: float(record["tissue_area_mm2"]) for slide_id, record in records.items()},
+            [student.name for student in package.manifest.students],
+            config,
+            date=datetime.now(UTC).date().isoformat(),
+            synthetic=package.manifest.provenance.trained_on_synthetic,
+            advance=advance,
+        )
+    for warning in result.decisions.warnings:
+        warn(warning)
     _write(config, result)
     with tracked_runs(config) as runs:
         _log(config, result, runs)
@@ -85,10 +91,12 @@ def _write(config: Config, result: Aggregation) -> None:
     for name, png in evaluation_plots(result, config.data.positive).items():
         write_bytes(folder / "plots" / name, png)
     write_json(folder / "evaluation.json", result.evaluation)
-    set_operating_point(
+    freeze_decisions(
         config.model_folder,
-        result.operating_point.to_json(),
-        {**result.evaluation["test"], **result.evaluation["networks"][ENSEMBLE]},
+        calibration=result.decisions.calibration,
+        operating_point=result.operating_point.to_json(),
+        conformal=result.decisions.conformal,
+        test_performance={**result.evaluation["test"], **result.evaluation["networks"][ENSEMBLE]},
     )
 
 
@@ -141,6 +149,13 @@ def _at_operating_point(result: Aggregation) -> dict[str, float]:
         "test/sensitivity": known["sensitivity"]["value"],
         "test/specificity": known["specificity"]["value"],
     }
+    calibration = result.evaluation["calibration"]["test"]
+    if calibration is not None:
+        values |= {
+            "test/brier_score": calibration["brier_score"]["value"],
+            "test/log_loss": calibration["log_loss"]["value"],
+            "test/expected_calibration_error": calibration["ece_equal_count"],
+        }
     return {key: value for key, value in values.items() if value is not None}
 
 
@@ -163,8 +178,9 @@ def _lines(config: Config, result: Aggregation, registered: str) -> tuple[str, .
     point, known = result.operating_point, result.evaluation["at_operating_point"]
     test = result.evaluation["test"]
     return (
-        f"Operating point {point.threshold:.4f}, frozen: sensitivity {point.sensitivity:.2f} on "
-        f"{point.patients} validation patients.",
+        f"Calibration: {result.decisions.calibration.kind}. Operating point "
+        f"{point.threshold:.4f} ({point.rule}), frozen: sensitivity {point.sensitivity:.2f}, "
+        f"specificity {point.specificity:.2f} on {point.patients} validation patients.",
         f"On {test['patients']} test patients ({test['positives']} {config.data.positive}): "
         f"sensitivity {Estimate(**known['sensitivity'])}, specificity "
         f"{Estimate(**known['specificity'])}.",

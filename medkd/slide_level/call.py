@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from medkd.config import InferConfig
 from medkd.slide_level.pooling import SlideScore
+
+if TYPE_CHECKING:
+    from medkd.slide_level.conformal import ConformalSets
 
 INDETERMINATE = "indeterminate"
 NO_RESULT = "no result"
@@ -40,18 +44,21 @@ def make_call(
     tiles_used: int,
     negative: str = "MSS",
     positive: str = "MSI",
+    conformal: ConformalSets | None = None,
 ) -> Call:
     """Call one slide.
 
     The negative class is a rule-out: the whole interval lies below the operating point. Where the
     interval holds the operating point, or the students disagree, the answer is that there is none.
+    Conformal sets, where there are any, decide instead of the interval and the operating point.
 
     Args:
-        score: None where there was no tile to score.
+        score: calibrated; None where there was no tile to score.
         threshold: the frozen operating point.
         limits: the quality gates.
         tissue_area_mm2, tiles_used: of the slide.
         negative, positive: the classes' names.
+        conformal: sets that were fitted with the calibration.
     """
     gates = [
         Gate("tissue area, mm²", tissue_area_mm2, limits.min_tissue_mm2,
@@ -82,6 +89,8 @@ def make_call(
             f"{limits.max_disagreement:g} is taken as agreement."
         )
         return Call(INDETERMINATE, (reason, "Use the standard test."), tuple(gates))
+    if conformal is not None:
+        return _conformal_call(score.score, conformal, tuple(gates), negative, positive)
     if score.lower >= threshold:
         reason = f"The interval of the score, {interval}, lies at or above {point}."
         return Call(
@@ -93,3 +102,25 @@ def make_call(
         return Call(negative, (reason,), tuple(gates))
     reason = f"The interval of the score, {interval}, holds {point}."
     return Call(INDETERMINATE, (reason, "Use the standard test."), tuple(gates))
+
+
+def _conformal_call(
+    probability: float,
+    conformal: ConformalSets,
+    gates: tuple[Gate, ...],
+    negative: str,
+    positive: str,
+) -> Call:
+    call = conformal.call(probability, negative=negative, positive=positive)
+    low, high = sorted((conformal.negative_up_to, conformal.positive_from))
+    stated = f"an error rate of {conformal.error_rate:.0%} in each class"
+    if call == INDETERMINATE:
+        reason = (
+            f"The probability, {probability:.2f}, lies between {low:.2f} and {high:.2f}, where "
+            f"{stated} does not allow a call."
+        )
+        return Call(call, (reason, "Use the standard test."), gates)
+    reason = f"The probability, {probability:.2f}, allows this call at {stated}."
+    if call == negative:
+        return Call(call, (reason,), gates)
+    return Call(call, (reason, "Confirm by immunohistochemistry or PCR."), gates)

@@ -17,6 +17,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from sklearn.metrics import roc_curve
 
 from medkd.slide_level.aggregate import ENSEMBLE, Aggregation
+from medkd.slide_level.calibration_error import reliability
 from medkd.slide_level.statistics import Estimate
 
 # Okabe and Ito's colours, told apart by colour-blind readers.
@@ -31,7 +32,7 @@ def evaluation_plots(result: Aggregation, positive: str) -> dict[str, bytes]:
     note += "Research use only."
     return {
         "roc.png": _png(_roc(tested, result, positive), note),
-        "reliability.png": _png(_reliability(tested, positive), note),
+        "reliability.png": _png(_reliability(tested, result, positive), note),
         "confusion.png": _png(_confusion(tested, result, positive), note),
     }
 
@@ -73,7 +74,7 @@ def _roc(tested: pd.DataFrame, result: Aggregation, positive: str) -> Figure:
             label=f"{name}: {Estimate(**known)}",
             zorder=3 if thick else 2,
         )
-    above = (ensemble["score"] >= result.operating_point.threshold).to_numpy()
+    above = (ensemble["probability"] >= result.operating_point.threshold).to_numpy()
     if truth.any() and not truth.all():
         axes.plot(
             above[~truth].mean(),
@@ -100,21 +101,22 @@ def _cycle(count: int) -> list[str]:
     return [_COLOURS[index % len(_COLOURS)] for index in range(count)]
 
 
-def _reliability(tested: pd.DataFrame, positive: str) -> Figure:
+def _reliability(tested: pd.DataFrame, result: Aggregation, positive: str) -> Figure:
     ensemble = tested[tested["network"] == ENSEMBLE]
-    scores = ensemble["score"].to_numpy()
     truth = (ensemble["label"] == positive).to_numpy()
-    figure, axes = _axes(f"Ensemble, {len(truth)} test patients in {_BINS} bins, not calibrated")
-    edges = np.linspace(0, 1, _BINS + 1)
-    bins = np.clip(np.digitize(scores, edges) - 1, 0, _BINS - 1)
-    for index in range(_BINS):
-        inside = bins == index
-        if not inside.any():
-            continue
-        x, y = scores[inside].mean(), truth[inside].mean()
+    found = reliability(truth, ensemble["probability"].to_numpy(), bins=_BINS, scheme="equal count")
+    kind = result.decisions.calibration.kind
+    told = "not calibrated" if kind == "none" else f"calibrated ({kind})"
+    figure, axes = _axes(
+        f"Ensemble, {len(truth)} test patients, {told}; bins of equal count, 95% intervals"
+    )
+    for one in found.bins:
+        x, y = one.mean_probability, one.share
+        low, high = one.interval
+        axes.plot([x, x], [low, high], color=_COLOURS[4], linewidth=1.5, zorder=2)
         axes.plot(x, y, "o", color=_COLOURS[0], markersize=8, clip_on=False, zorder=3)
         axes.annotate(
-            f"n={int(inside.sum())}", (x, y), textcoords="offset points",
+            f"n={one.patients}", (x, y), textcoords="offset points",
             xytext=(9, -12 if y > 0.5 else 6), fontsize=8,
         )  # fmt: skip
     axes.plot([0, 1], [0, 1], ":", color="0.6", linewidth=1)
@@ -134,7 +136,10 @@ def _confusion(tested: pd.DataFrame, result: Aggregation, positive: str) -> Figu
     rows = sorted(ensemble["label"].unique(), key=lambda name: name == positive)
     counts = np.array(
         [
-            [int((part["score"] < threshold).sum()), int((part["score"] >= threshold).sum())]
+            [
+                int((part["probability"] < threshold).sum()),
+                int((part["probability"] >= threshold).sum()),
+            ]
             for part in (ensemble[ensemble["label"] == name] for name in rows)
         ]
     )
@@ -144,7 +149,7 @@ def _confusion(tested: pd.DataFrame, result: Aggregation, positive: str) -> Figu
         axes.text(column, row, counts[row, column], ha="center", va="center", fontsize=18)
     axes.set_xticks([0, 1], ["below", "at or above"])
     axes.set_yticks(range(len(rows)), rows)
-    axes.set(xlabel="score of the ensemble", ylabel="label")
+    axes.set(xlabel="probability by the ensemble", ylabel="label")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return figure

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -45,6 +45,15 @@ class SlideScore:
     students: dict[str, float]
     disagreement: float
     tiles: int
+
+    def calibrated(self, calibration: Callable[[Any], np.ndarray]) -> SlideScore:
+        """The score and its interval as probabilities; students and disagreement as they were.
+
+        Args:
+            calibration: does not fall; such as those of :mod:`medkd.slide_level.calibration`.
+        """
+        score, lower, upper = calibration([self.score, self.lower, self.upper]).tolist()
+        return replace(self, score=score, lower=lower, upper=upper)
 
 
 def pool_slide(

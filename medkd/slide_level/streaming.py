@@ -6,7 +6,7 @@ of a patient whose slides are not all read yet only sums are kept.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import pandas as pd
 
 from medkd.errors import StageError
 from medkd.progress import Advance
-from medkd.slide_level.prediction_file import PredictionFile
+from medkd.slide_level.prediction_file import PredictionFile, SlideTiles
 from medkd.slide_level.tile_weights import TileWeights
 
 ENSEMBLE = "ensemble"
@@ -68,6 +68,7 @@ def pool_predictions(
     confidence: float,
     seed: int = 0,
     advance: Advance | None = None,
+    on_slide: Callable[[SlideTiles], None] | None = None,
 ) -> PooledPredictions:
     """Pool a file of predictions by the mean, with bootstrap intervals over tiles.
 
@@ -80,6 +81,7 @@ def pool_predictions(
         students: names of the networks that ship.
         resamples, confidence, seed: of the bootstrap.
         advance: told of every slide that is done.
+        on_slide: given every slide's predictions, so that no second pass is needed for them.
 
     Raises:
         StageError: a student is absent, or as
@@ -100,6 +102,8 @@ def pool_predictions(
     slides: list[dict[str, Any]] = []
     patients: list[dict[str, Any]] = []
     for slide in file.slides():
+        if on_slide is not None:
+            on_slide(slide)
         key = {"patient_id": slide.patient_id, "role": slide.role}
         before = begun.pop((slide.patient_id, slide.role), None)
         sums = _sums(slide.probabilities, weights, first=before.tiles if before else 0)

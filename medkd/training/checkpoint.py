@@ -168,7 +168,7 @@ def read_completion(run_folder: Path) -> dict[str, Any]:
 
 def forget(run_folder: Path) -> None:
     """Remove the state of an earlier run, so that the next one begins anew."""
-    for name in ("checkpoints", "networks", "model"):
+    for name in ("checkpoints", "networks", "model", "predictions.parts", "embeddings"):
         shutil.rmtree(run_folder / name, ignore_errors=True)
     for name in (
         "training.json",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 from torch.utils.data import Sampler
 
 from medkd.config import Config
@@ -235,6 +237,32 @@ def evaluation_batches(
     size = _evaluation_batch(config)
     own = _evaluated(len(tiles), size, ranks.count)[ranks.rank]
     return Batches(_loader(dataset, config), own, size)
+
+
+def slide_batches(
+    config: Config, tiles: pd.DataFrame, *, stain: StainReference | None = None
+) -> Iterator[dict[str, Tensor]]:
+    """All ``tiles`` as of :func:`evaluation_batches`, but no batch has tiles of two slides.
+
+    So what is computed of a slide does not depend, in its last bits, on the slides before it.
+
+    Args:
+        config: of the experiment.
+        tiles: with ``label``; those of one slide together.
+        stain: that tiles are normalised to; None: they are not.
+    """
+    items = _items(config, tiles)
+    dataset = _dataset(config, items, transform=tile_transforms(stain=stain), cache_mb=0)
+    size = _evaluation_batch(config)
+    slides = tiles["slide_id"].to_numpy()
+    starts = [0, *(np.flatnonzero(slides[1:] != slides[:-1]) + 1).tolist(), len(slides)]
+    return _loader(dataset, config).load(
+        [
+            list(range(first, min(first + size, behind)))
+            for start, behind in pairwise(starts)
+            for first in range(start, behind, size)
+        ]
+    )
 
 
 def evaluation_order(count: int, config: Config, ranks: int) -> list[int]:

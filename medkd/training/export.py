@@ -7,6 +7,7 @@ import io
 import logging
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,16 +18,37 @@ OPSET = 18
 
 
 class _ShippedClassifier(nn.Module):
-    """Takes what a decoder gives, and gives what a report needs."""
+    """Takes what a decoder gives, and gives what a report and a slide head need."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, tiles: Tensor) -> Tensor:
-        """Probabilities, float32 N x classes, of RGB tiles, uint8 N x H x W x 3."""
+    def forward(self, tiles: Tensor) -> tuple[Tensor, ...]:
+        """Probabilities, float32 N x classes, of RGB tiles, uint8 N x H x W x 3; embeddings."""
         images = tiles.permute(0, 3, 1, 2).to(torch.float32) / 255
-        return torch.softmax(self.network(images), dim=1)
+        logits, pooled = logits_and_pooled(self.network, images)
+        probabilities = torch.softmax(logits, dim=1)
+        return (probabilities,) if pooled is None else (probabilities, pooled)
+
+
+def logits_and_pooled(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Logits, N x classes, and pooled features, N x channels; None where it has none.
+
+    Args:
+        network: of the zoo, or a node of a cohort.
+        images: RGB in [0, 1], float N x 3 x H x W.
+    """
+    both: Callable[[Tensor], tuple[Tensor, Tensor | None]] | None
+    both = getattr(network, "logits_and_pooled", None)
+    return (network(images), None) if both is None else both(images)
+
+
+def embedding_size(network: nn.Module, size_px: int) -> int | None:
+    """How long its pooled features are; None where it has none."""
+    with torch.no_grad():
+        _, pooled = logits_and_pooled(network.cpu().eval(), torch.zeros(1, 3, size_px, size_px))
+    return None if pooled is None else pooled.shape[1]
 
 
 def export_onnx(network: nn.Module, size_px: int) -> bytes:
@@ -38,9 +60,13 @@ def export_onnx(network: nn.Module, size_px: int) -> bytes:
 
     Returns:
         A model with the input ``tiles``, uint8 N x size_px x size_px x 3 with N free, and the
-        output ``probabilities``, float32 N x classes.
+        outputs ``probabilities``, float32 N x classes, and, of a network that has them,
+        ``embeddings``, float32 N x channels: its pooled features.
     """
     shipped = _ShippedClassifier(network.cpu()).eval()
+    outputs = ["probabilities"]
+    if embedding_size(network, size_px) is not None:
+        outputs.append("embeddings")
     example = torch.zeros(2, size_px, size_px, 3, dtype=torch.uint8)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -53,7 +79,7 @@ def export_onnx(network: nn.Module, size_px: int) -> bytes:
                 (example,),
                 path,
                 input_names=["tiles"],
-                output_names=["probabilities"],
+                output_names=outputs,
                 dynamic_shapes={"tiles": {0: torch.export.Dim("tiles_in_batch")}},
                 opset_version=OPSET,
                 dynamo=True,

@@ -16,7 +16,7 @@ from medkd.inference.package import write_package
 from medkd.networks.zoo import count_parameters
 from medkd.training.cohorts import node_record
 from medkd.training.data import ROLES, TileTable
-from medkd.training.export import export_onnx, export_safetensors
+from medkd.training.export import embedding_size, export_onnx, export_safetensors
 
 
 def write_model_package(
@@ -43,6 +43,7 @@ def write_model_package(
                 "name": name,
                 **node_record(config, graph, graph.node(name)),
                 "parameters": count_parameters(network),
+                "embedding_size": embedding_size(network, config.tile.size_px),
                 **paths,
             }
         )

@@ -199,3 +199,48 @@ def test_a_real_slide_against_its_own_pixels(infer, real_slides):
 def test_fluorescence_is_no_result(infer, real_slides):
     found = infer(real_slides / "test3-DAPI-2-387.ndpi")
     assert (found.call.call, found.counts.used) == ("no result", 0)
+
+
+def test_the_score_is_calibrated_before_it_is_called(infer, flat, flat_slide):
+    """logit p = 2 logit s + 0.5, by hand; the students stay as they are."""
+    found = infer(
+        flat_slide,
+        calibration={"kind": "platt", "slope": 2.0, "intercept": 0.5},
+        threshold=0.9,
+    )
+    assert found.raw_score == flat.score.score
+    assert found.score.students == flat.score.students
+
+    def calibrated(score):
+        return 1 / (1 + np.exp(-(2 * np.log(score / (1 - score)) + 0.5)))
+
+    for name in ("score", "lower", "upper"):
+        expected = calibrated(getattr(flat.score, name))
+        assert getattr(found.score, name) == pytest.approx(expected, abs=1e-9)
+    assert found.score.lower > 0.7
+    assert found.call.call == "MSS"
+    assert "lies below the operating point of 0.90." in found.call.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("negative_up_to", "positive_from", "call"),
+    [
+        (0.5, 0.6, "MSI suspected"),
+        (0.9, 0.8, "MSS"),
+        (0.9, 0.1, "indeterminate"),
+        (0.3, 0.9, "indeterminate"),
+    ],
+)
+def test_conformal_sets_call_instead(infer, flat_slide, negative_up_to, positive_from, call):
+    sets = {
+        "error_rate": 0.1,
+        "negative_up_to": negative_up_to,
+        "positive_from": positive_from,
+        "negatives": 30,
+        "positives": 20,
+        "cohort": "validation patients",
+        "date": "2026-01-02",
+    }
+    found = infer(flat_slide, conformal=sets, threshold=0.999).call
+    assert found.call == call
+    assert "an error rate of 10% in each class" in found.reasons[0]

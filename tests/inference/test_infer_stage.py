@@ -74,6 +74,8 @@ def test_the_result_follows_the_contract(finished, package):
         "slide_id",
         "call",
         "reasons",
+        "score",
+        "calibration",
         "probability_msi",
         "interval",
         "students",

@@ -9,8 +9,9 @@ import pytest
 
 from medkd.errors import ModelPackageError
 from medkd.inference.engine import Students
-from medkd.inference.package import load_package, manifest_schema, set_operating_point
+from medkd.inference.package import freeze_decisions, load_package, manifest_schema
 from medkd.inference.result import result_schema
+from medkd.slide_level.calibration import Uncalibrated
 
 
 @pytest.fixture
@@ -199,6 +200,16 @@ def test_without_an_operating_point(make_package, tmp_path):
     assert "None yet" in (folder / "model_card.md").read_text()
 
 
+def freeze(folder, point, performance, calibration=None):
+    return freeze_decisions(
+        folder,
+        calibration=calibration or Uncalibrated(),
+        operating_point=point,
+        conformal=None,
+        test_performance=performance,
+    )
+
+
 def test_an_operating_point_of_another_rule(make_package, tmp_path):
     """A point that fixed no sensitivity names none, in the package and in its card."""
     other = make_package(tmp_path / "model")
@@ -206,8 +217,11 @@ def test_an_operating_point_of_another_rule(make_package, tmp_path):
     assert point["rule"] == "fixed sensitivity"
     assert point["prevalence"] is None  # the package is as an older medkd wrote it
     changes = {"rule": "Youden", "method": "largest index", "target_sensitivity": None}
-    frozen = set_operating_point(other, {**point, **changes}, {"patients": 1, "positives": 0,
-                                 "patient_auroc": {"value": None}})  # fmt: skip
+    frozen = freeze(
+        other,
+        {**point, **changes},
+        {"patients": 1, "positives": 0, "patient_auroc": {"value": None}},
+    )
     assert frozen.manifest.operating_point.target_sensitivity is None
     assert "counts as MSI: largest index, chosen on" in (other / "model_card.md").read_text()
 
@@ -223,14 +237,14 @@ def test_the_operating_point_is_frozen_and_the_students_are_left(package_folder,
         "positives": 4,
         "patient_auroc": {"value": 0.875, "lower": 0.5, "upper": 1.0},
     }
-    frozen = set_operating_point(other, point, performance)
+    frozen = freeze(other, point, performance)
     assert frozen.manifest.operating_point == source.manifest.operating_point
     assert load_package(other).sha256 == frozen.sha256 != source.sha256
     assert (other / "students" / "student1.onnx").stat().st_mtime_ns == before
     card = (other / "model_card.md").read_text()
     assert "On 9 test patients (4 MSI): AUROC 0.875 (0.500 to 1.000)." in card
     alike = {"value": 0.5, "lower": None, "upper": None, "reason": "no resample differs"}
-    set_operating_point(other, point, {**performance, "patient_auroc": alike})
+    freeze(other, point, {**performance, "patient_auroc": alike})
     assert "(4 MSI): AUROC 0.500." in (other / "model_card.md").read_text()
 
 

@@ -10,6 +10,9 @@ order, 1 of 2 positives and 2 of 3 negatives are on their side of the operating 
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import pandas as pd
 
 from medkd.config import Config, InferConfig, SlideLevelConfig
@@ -65,18 +68,22 @@ def aggregated(
     *,
     tissue_mm2: dict[str, float] | None = None,
     synthetic: bool = False,
+    config: Config = CONFIG,
 ) -> Aggregation:
     """The cohort aggregated, with what is given in place of its own; 2 mm² a slide."""
     table = predictions() if table is None else table
-    return aggregate(
-        table,
-        LABELS if labels is None else labels,
-        {**dict.fromkeys(table["slide_id"], 2.0), **(tissue_mm2 or {})},
-        STUDENTS,
-        CONFIG,
-        date="2030-01-02",
-        synthetic=synthetic,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "predictions.parquet"
+        table.to_parquet(path, index=False)
+        return aggregate(
+            path,
+            LABELS if labels is None else labels,
+            {**dict.fromkeys(table["slide_id"], 2.0), **(tissue_mm2 or {})},
+            STUDENTS,
+            config,
+            date="2030-01-02",
+            synthetic=synthetic,
+        )
 
 
 def one_class() -> Aggregation:

@@ -206,7 +206,8 @@ def test_files_and_model_are_in_mlflow(done) -> None:
 def test_the_terminal_is_told_what_came_of_it(done) -> None:
     config, _, result = done
     assert result.lines == (
-        "Operating point 0.5000, frozen: sensitivity 1.00 on 4 validation patients.",
+        "Calibration: none. Operating point 0.5000 (fixed sensitivity), frozen: sensitivity 1.00, "
+        "specificity 0.50 on 4 validation patients.",
         "On 5 test patients (2 MSI): sensitivity 0.500 (0.000 to 1.000), specificity 0.667 "
         "(0.000 to 1.000).",
         f"Model package: {config.model_folder}; in MLflow's registry as models:/small/1",

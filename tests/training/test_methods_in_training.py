@@ -41,7 +41,7 @@ WHOLE = ("kd_ml", "sokd", "pcl", "one")
 def test_every_method_trains_predicts_and_ships(cohort: Cohort, method: str) -> None:
     config = cohort.variant(f"train.method={method}", "train.epochs=1")
     run_train_stage(config, cohort.rows)
-    predictions = pd.read_parquet(run_predict_stage(config, cohort.rows)[0])
+    predictions = pd.read_parquet(run_predict_stage(config, cohort.rows).path)
     graph = expand(load_method(method), 2)
     assert set(predictions["network"]) == {node.name for node in graph.nodes}
     assert predictions["probability"].between(0, 1).all()

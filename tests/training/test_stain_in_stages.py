@@ -46,7 +46,7 @@ def test_a_slide_gets_the_colours_of_training(cohort: Cohort) -> None:
     assert package.manifest.preprocessing.stain == reference
     assert "Macenko's method" in (config.model_folder / "model_card.md").read_text()
 
-    path, _, _ = run_predict_stage(config, cohort.rows)
+    path = run_predict_stage(config, cohort.rows).path
     slide = cohort.rows[0]
     expected = predictions_of_slide(path, slide.slide_id)
     found = called(config, slide.path)

@@ -243,7 +243,7 @@ def test_infer_gives_a_tile_the_probability_that_predict_gave_it(
         redone = run_tile_stage(cohort.rows, config.tile, config.tiles_folder).redone
         assert {why for _, why in redone} == {"tile.store was jpeg, is coordinates"}
     run_train_stage(config, cohort.rows)
-    path = run_predict_stage(config, cohort.rows)[0]
+    path = run_predict_stage(config, cohort.rows).path
     predictions = pd.read_parquet(path)
     slide = cohort.rows[0]
     students = predictions[
