@@ -254,15 +254,20 @@ def slide_batches(
     items = _items(config, tiles)
     dataset = _dataset(config, items, transform=tile_transforms(stain=stain), cache_mb=0)
     size = _evaluation_batch(config)
-    slides = tiles["slide_id"].to_numpy()
-    starts = [0, *(np.flatnonzero(slides[1:] != slides[:-1]) + 1).tolist(), len(slides)]
     return _loader(dataset, config).load(
         [
             list(range(first, min(first + size, behind)))
-            for start, behind in pairwise(starts)
+            for start, behind in slide_ranges(tiles).values()
             for first in range(start, behind, size)
         ]
     )
+
+
+def slide_ranges(tiles: pd.DataFrame) -> dict[str, tuple[int, int]]:
+    """Place of each slide's first tile, and behind its last; those of one slide lie together."""
+    slides = tiles["slide_id"].to_numpy(dtype=object)
+    starts = [0, *(np.flatnonzero(slides[1:] != slides[:-1]) + 1).tolist(), len(slides)]
+    return {str(slides[first]): (first, behind) for first, behind in pairwise(starts)}
 
 
 def evaluation_order(count: int, config: Config, ranks: int) -> list[int]:

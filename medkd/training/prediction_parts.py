@@ -21,6 +21,7 @@ from medkd.files import (
     sha256_of_json,
     write_json,
 )
+from medkd.training.data import slide_ranges
 
 FILE = "predictions.parquet"
 EMBEDDINGS = "embeddings"
@@ -60,8 +61,8 @@ class PredictionParts:
         self._folder = run_folder / "predictions.parts"
         self._tiles = tiles
         self._key = sha256_of_json(dict(made_of))
-        self._slides = tiles["slide_id"].to_numpy(dtype=object)
-        self.slide_ids: list[str] = list(dict.fromkeys(self._slides))
+        self._rows = slide_ranges(tiles)
+        self.slide_ids = list(self._rows)
         if _read_key(self._folder / "key.json") != self._key:
             shutil.rmtree(self._folder, ignore_errors=True)
             shutil.rmtree(run_folder / EMBEDDINGS, ignore_errors=True)
@@ -72,8 +73,7 @@ class PredictionParts:
 
     def rows(self, slide_id: str) -> tuple[int, int]:
         """Place of a slide's first tile in the table, and behind its last."""
-        found = np.flatnonzero(self._slides == slide_id)
-        return int(found[0]), int(found[-1]) + 1
+        return self._rows[slide_id]
 
     def embeddings(self, sizes: Mapping[str, int]) -> dict[str, np.memmap]:
         """A file for each network, float16, tiles of the table x its size; opened to write.

@@ -124,7 +124,7 @@ def test_the_ensemble_of_pcl_ships_as_onnx() -> None:
         logits = cohort(tiles.permute(0, 3, 1, 2) / 255).logits["all_peers"]
     model = export_onnx(cohort.alone("all_peers"), SIDE_PX)
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {"tiles": tiles.numpy()})
+    (found,) = session.run(["probabilities"], {"tiles": tiles.numpy()})
     assert found.shape == (5, CLASSES)
     np.testing.assert_allclose(found, torch.softmax(logits, 1).numpy(), atol=1e-4)
     assert np.abs(found - found.mean(0)).max() > 1e-3

@@ -56,7 +56,7 @@ def test_the_exported_network_gives_the_same_probabilities(family: Family) -> No
     with torch.no_grad():
         expected = torch.softmax(network(images), dim=1).numpy()
     session = onnxruntime.InferenceSession(export_onnx(network, px))
-    (probabilities,) = session.run(None, {"tiles": tiles})
+    (probabilities,) = session.run(["probabilities"], {"tiles": tiles})
     assert np.ptp(expected) > 1e-3
     np.testing.assert_allclose(probabilities, expected, atol=1e-4)
 

@@ -103,7 +103,7 @@ def test_the_package_holds_students_only_and_predicts_as_torch_does(cohort: Coho
         with torch.no_grad():
             expected = torch.softmax(networks[name].eval()(images), 1).numpy()
         session = onnxruntime.InferenceSession(config.model_folder / f"students/{name}.onnx")
-        (probabilities,) = session.run(None, {"tiles": tiles})
+        (probabilities,) = session.run(["probabilities"], {"tiles": tiles})
         np.testing.assert_allclose(probabilities, expected, atol=1e-5)
 
 
