@@ -110,7 +110,9 @@ def test_the_run_ends_with_180_whole_slides_and_20_reasons(tmp_path):
             # On a slow machine a process may need longer than that to begin: then no slide would
             # ever be done, and each would have lost its three tries.
             before, done = done, len(list((tmp_path / "disturbed" / "tiles").glob("*.json")))
-            if done < before + 3:
+            # A slide is given up when the third process with it is gone, so two may go one after
+            # the other; then the slides that they had must be through.
+            if done < before + (3 if len(killed) % 2 else 25):
                 done = before
                 continue
             workers = [pid for pid in children_of(disturbed.pid) if is_python_worker(pid)]
