@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -86,8 +88,7 @@ class PredictionParts:
             path, shape = folder / f"{network}.npy", (len(self._tiles), size)
             with output_errors(path):
                 if not path.exists():
-                    # All of it now: a disk that is too small is found before hours of work.
-                    np.lib.format.open_memmap(path, "w+", np.float16, shape).flush()
+                    _make_array(path, shape)
                     self.done.clear()
                 opened[network] = np.lib.format.open_memmap(path, "r+")
         return opened
@@ -124,6 +125,21 @@ class PredictionParts:
 
     def _part(self, slide_id: str) -> Path:
         return self._folder / f"{slide_id}.parquet"
+
+
+def _make_array(path: Path, shape: tuple[int, int]) -> None:
+    """A file of float16 with all of its space on the disk, or none.
+
+    A file with holes would meet a full disk hours later, and as a signal that ends the process.
+    """
+    try:
+        np.lib.format.open_memmap(path, "w+", np.float16, shape).flush()
+        if sys.platform == "linux":
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def _read_key(path: Path) -> str | None:

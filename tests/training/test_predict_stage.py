@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -141,6 +142,23 @@ def test_students_alone_say_what_they_say_beside_the_teacher(trained: Cohort) ->
     )
     assert len(both) == len(alone) == 2 * done.tiles
     np.testing.assert_allclose(both["probability_x"], both["probability_y"], atol=1e-6)
+
+
+def test_a_disk_too_small_for_embeddings_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = {"slide_id": ["a", "b"], "patient_id": "p", "role": "test", "x": 0, "y": 0}
+    parts = PredictionParts(tmp_path, pd.DataFrame(columns), {})
+
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("medkd.training.prediction_parts.os.posix_fallocate", full)
+        with pytest.raises(OutputError, match=r"student_0\.npy: no space left on the disk"):
+            parts.embeddings({"student_0": 4})
+    assert not list((tmp_path / "embeddings").iterdir())
+    assert parts.embeddings({"student_0": 4})["student_0"].shape == (2, 4)
 
 
 def test_embeddings_are_what_the_package_gives(trained: Cohort) -> None:
