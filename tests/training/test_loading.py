@@ -214,7 +214,14 @@ def test_full_shared_memory_is_told_by_its_signal(cohort: Cohort) -> None:
 def test_a_store_harmed_during_a_training_is_named_in_one_line(
     cohort: Cohort, monkeypatch: pytest.MonkeyPatch, workers: int, harm: str
 ) -> None:
-    config = quick(cohort, f"train.loader_workers={workers}", "train.cache_mb=0", "train.epochs=1")
+    config = quick(
+        cohort,
+        f"train.loader_workers={workers}",
+        "train.cache_mb=0",
+        "train.epochs=1",
+        # A process that loads is at most three batches ahead; the epoch has many more.
+        "train.batch_size=2",
+    )
     tiles = load_tile_table(config, cohort.rows).tiles
     stores = [
         config.tiles_folder / f"{slide}.zip"
