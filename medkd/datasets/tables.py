@@ -12,7 +12,7 @@ from pathlib import Path
 from medkd.errors import TableError
 
 REQUIRED_COLUMNS = ("slide_id", "path", "patient_id", "label")
-OPTIONAL_COLUMNS = ("site", "scanner", "mpp")
+OPTIONAL_COLUMNS = ("site", "scanner", "stage", "sex", "mpp")
 
 # A slide's id names files, so it must not climb out of a folder or hide.
 _SAFE_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -20,7 +20,11 @@ _SAFE_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 
 @dataclass(frozen=True)
 class SlideRow:
-    """One slide of a cohort. ``mpp``: micrometres per pixel at level 0, where the user knows it."""
+    """One slide of a cohort.
+
+    ``mpp``: micrometres per pixel at level 0, where the user knows it. ``stage`` (of the tumour)
+    and ``sex`` are for figures by subgroup alone.
+    """
 
     slide_id: str
     path: Path
@@ -29,6 +33,8 @@ class SlideRow:
     site: str = ""
     scanner: str = ""
     mpp: float | None = None
+    stage: str = ""
+    sex: str = ""
 
 
 def read_slides(path: Path, classes: tuple[str, ...]) -> tuple[SlideRow, ...]:
@@ -147,6 +153,8 @@ def _slide(row: dict[str, str], folder: Path, where: str, classes: tuple[str, ..
         site=row.get("site", ""),
         scanner=row.get("scanner", ""),
         mpp=_mpp(row.get("mpp", ""), where),
+        stage=row.get("stage", ""),
+        sex=row.get("sex", ""),
     )
 
 

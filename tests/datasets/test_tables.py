@@ -29,12 +29,14 @@ def message(folder: Path, content: str | bytes) -> str:
 def test_every_column_arrives_in_its_field(tmp_path: Path) -> None:
     rows = read(
         tmp_path,
-        "slide_id,path,patient_id,label,site,scanner,mpp\n"
-        "s1,raw/s1.svs,p1,MSS,north,GT450,0.2525\n"
-        "s2,raw/s2.svs,p2,MSI,,,\n",
+        "slide_id,path,patient_id,label,site,scanner,mpp,stage,sex\n"
+        "s1,raw/s1.svs,p1,MSS,north,GT450,0.2525,III,female\n"
+        "s2,raw/s2.svs,p2,MSI,,,,,\n",
     )
     assert rows == (
-        SlideRow("s1", tmp_path / "raw/s1.svs", "p1", "MSS", "north", "GT450", 0.2525),
+        SlideRow(
+            "s1", tmp_path / "raw/s1.svs", "p1", "MSS", "north", "GT450", 0.2525, "III", "female"
+        ),
         SlideRow("s2", tmp_path / "raw/s2.svs", "p2", "MSI", "", "", None),
     )
 
@@ -82,7 +84,7 @@ def test_a_patient_may_have_several_slides(tmp_path: Path) -> None:
             "slide_id,path,patient_id,label,zodiac\n",
             ":1",
             "unknown column 'zodiac'",
-            "Known: slide_id, path, patient_id, label, site, scanner, mpp.",
+            "Known: slide_id, path, patient_id, label, site, scanner, stage, sex, mpp.",
         ),
         (
             "slide_id,path,patient_id,label,label\n",
