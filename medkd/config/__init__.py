@@ -2,8 +2,10 @@
 
 from medkd.config.augment import AugmentConfig
 from medkd.config.data import DataConfig, SplitConfig
-from medkd.config.experiment import Config, InferConfig, MlflowConfig, SlideLevelConfig
+from medkd.config.evaluate import EvaluateConfig
+from medkd.config.experiment import Config, InferConfig, MlflowConfig
 from medkd.config.load import load_config, read_resolved, validate_config
+from medkd.config.slide_level import SlideHeadConfig, SlideLevelConfig
 from medkd.config.stain import StainConfig
 from medkd.config.template import config_template
 from medkd.config.tile import TileConfig
@@ -13,9 +15,11 @@ __all__ = [
     "AugmentConfig",
     "Config",
     "DataConfig",
+    "EvaluateConfig",
     "InferConfig",
     "MlflowConfig",
     "NetworkConfig",
+    "SlideHeadConfig",
     "SlideLevelConfig",
     "SplitConfig",
     "StainConfig",

@@ -3,55 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from medkd.config.data import DataConfig, SplitConfig
+from medkd.config.evaluate import EvaluateConfig
+from medkd.config.slide_level import SlideLevelConfig
 from medkd.config.stain import StainConfig
 from medkd.config.tile import TileConfig
 from medkd.config.train import TrainConfig
 from medkd.config.types import FilePath, Positive
 from medkd.schema import Strict
-
-
-class SlideLevelConfig(Strict):
-    """From tile probabilities to calls."""
-
-    calibration: Literal["best", "none", "temperature", "platt", "beta", "isotonic"] = Field(
-        "best",
-        description="How scores become probabilities, fitted to validation patients; best: of the "
-        "others by cross-validated log loss, none where patients are few. docs/calibration.md",
-    )
-    operating_point: Literal["sensitivity", "specificity", "youden", "cost"] = Field(
-        "sensitivity",
-        description="What it reaches on validation patients: a fixed sensitivity, a fixed "
-        "specificity, the largest sum of both, or the least cost.",
-    )
-    target_sensitivity: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.95, description="Of 'operating_point: sensitivity'."
-    )
-    target_specificity: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.95, description="Of 'operating_point: specificity'."
-    )
-    cost_ratio: Annotated[float, Field(gt=0)] = Field(
-        10.0,
-        description="Of 'operating_point: cost': a missed positive over a false alarm.",
-    )
-    cost_prevalence: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.15, description="Of 'operating_point: cost': how common positives are where it is used."
-    )
-    conformal_error: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None,
-        description="Call by conformal sets: of each class at most this share is called the other "
-        "one on average, the rest may be indeterminate; null: by the operating point.",
-    )
-    bootstrap_resamples: Annotated[int, Field(ge=100)] = Field(
-        2000, description="Resamples of patients (cohort) and of tiles (one slide)."
-    )
-    confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(
-        0.95, description="Level of every interval."
-    )
 
 
 class InferConfig(Strict):
@@ -98,6 +61,7 @@ class Config(Strict):
     train: TrainConfig = TrainConfig()
     slide_level: SlideLevelConfig = SlideLevelConfig()
     infer: InferConfig = InferConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
     mlflow: MlflowConfig = MlflowConfig()
 
     @model_validator(mode="after")

@@ -21,6 +21,7 @@ from medkd.files import make_folder, sha256_of_file, sha256_of_json, write_bytes
 from medkd.schema import Strict, faults
 from medkd.slide_level.calibration import CalibrationMap
 from medkd.slide_level.conformal import ConformalSets
+from medkd.slide_level.slide_head import PackagedSlideHead, in_words
 from medkd.yaml_file import parse_yaml
 
 SCHEMA_VERSION = 1
@@ -131,7 +132,7 @@ class Manifest(Strict):
     positive: str
     preprocessing: Preprocessing
     students: Annotated[tuple[Student, ...], Field(strict=False, min_length=1)]
-    slide_head: dict[str, str]
+    slide_head: PackagedSlideHead
     calibration: CalibrationMap = Field(
         description="From the students' mean score to the probability of the positive class."
     )
@@ -140,6 +141,15 @@ class Manifest(Strict):
     )
     conformal: ConformalSets | None = Field(
         None, description="Sets that call instead of the operating point; null: it calls."
+    )
+    scores_sha256: Sha256 | None = Field(
+        None,
+        description="SHA-256 of what gives the scores that calibration, operating point and "
+        "conformal sets were fitted to (classes, preprocessing, students, slide head); null: "
+        "nothing was fitted yet.",
+    )
+    recalibration: dict[str, Any] | None = Field(
+        None, description="Where these come from if not from the training; null: from there."
     )
     test_performance: dict[str, Any] | None = Field(
         None, description="Figures on test patients, as in evaluation.json."
@@ -196,21 +206,40 @@ def write_package(folder: Path, content: Mapping[str, Any], files: Mapping[str, 
 def freeze_decisions(
     folder: Path,
     *,
+    slide_head: PackagedSlideHead,
+    head_files: Mapping[str, bytes],
     calibration: CalibrationMap,
     operating_point: Mapping[str, Any],
     conformal: ConformalSets | None,
     test_performance: Mapping[str, Any],
 ) -> ModelPackage:
-    """Freeze how scores become calls into a package; the students are left as they are."""
+    """Freeze how tiles become scores, and scores calls; the students are left as they are.
+
+    Args:
+        folder: of the package.
+        slide_head: how tiles become scores.
+        head_files: relative path to content of a learned pooling's files.
+        calibration, operating_point, conformal: fitted to these scores.
+        test_performance: as in ``evaluation.json``.
+    """
     package = load_package(folder, needs_operating_point=False)
     content = package.manifest.model_dump(mode="json")
-    names = [name for name in content.pop("files") if name != CARD]
+    earlier = package.manifest.slide_head.learned
+    dropped = {CARD, *(earlier.onnx.values() if earlier is not None else ())}
+    names = [name for name in content.pop("files") if name not in dropped]
+    content["slide_head"] = slide_head.model_dump(mode="json")
     content["calibration"] = calibration.model_dump(mode="json")
     content["operating_point"] = dict(operating_point)
     content["conformal"] = conformal.model_dump(mode="json") if conformal is not None else None
     content["test_performance"] = dict(test_performance)
+    content["recalibration"] = None
     (folder / MANIFEST).unlink()
-    _write_manifest(folder, content, names)
+    for name in dropped.difference(head_files, {CARD}):
+        (folder / name).unlink()
+    for name, data in head_files.items():
+        make_folder((folder / name).parent)
+        write_bytes(folder / name, data)
+    _write_manifest(folder, content, [*names, *head_files])
     return load_package(folder)
 
 
@@ -219,7 +248,23 @@ def _write_manifest(folder: Path, content: dict[str, Any], names: list[str]) -> 
     draft = Manifest.model_validate({**content, "files": {}})
     write_bytes(folder / CARD, model_card(draft).encode("utf-8"))
     hashes = {name: sha256_of_file(folder / name) for name in sorted([*names, CARD])}
-    write_json(folder / MANIFEST, {**draft.model_dump(mode="json"), "files": hashes})
+    whole = draft.model_copy(update={"files": hashes})
+    if whole.operating_point is not None:
+        whole = whole.model_copy(update={"scores_sha256": scores_sha256(whole)})
+    write_json(folder / MANIFEST, whole.model_dump(mode="json"))
+
+
+def scores_sha256(manifest: Manifest) -> str:
+    """SHA-256 of everything that decides the score of a slide.
+
+    It ties what was fitted to scores to the model that gave them. Files count by their own hash.
+    """
+    return sha256_of_json(
+        manifest.model_dump(
+            mode="json", include={"classes", "positive", "preprocessing", "students", "slide_head"}
+        )
+        | {"files": {n: h for n, h in manifest.files.items() if PurePosixPath(n).suffix == ".onnx"}}
+    )
 
 
 def load_package(folder: Path, *, needs_operating_point: bool = True) -> ModelPackage:
@@ -258,6 +303,7 @@ def load_package(folder: Path, *, needs_operating_point: bool = True) -> ModelPa
             what, where=place, remedy="The file was changed by hand; get the package anew."
         ) from None
     _check_files(folder, manifest)
+    _check_scores(folder, manifest)
     if needs_operating_point and manifest.operating_point is None:
         raise ModelPackageError(
             "has no operating point",
@@ -283,8 +329,12 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
                 where=folder,
                 remedy=_ANEW,
             )
+    learned = manifest.slide_head.learned
     for student in manifest.students:
-        for name in (student.onnx, student.safetensors):
+        needed = [student.onnx, student.safetensors]
+        if learned is not None:
+            needed.append(learned.onnx.get(student.name, "slide head"))
+        for name in needed:
             if name not in manifest.files:
                 raise ModelPackageError(
                     f"'{name}' of {student.name} has no SHA-256", where=folder, remedy=_ANEW
@@ -297,6 +347,22 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
                 where=folder,
                 remedy="Remove it; a package holds nothing but its own files.",
             )
+
+
+def _check_scores(folder: Path, manifest: Manifest) -> None:
+    """Refuse an operating point, calibration or conformal sets of another model."""
+    fitted = manifest.operating_point is not None or manifest.conformal is not None
+    if not fitted and manifest.calibration.kind == "none":
+        return
+    own = scores_sha256(manifest)
+    if manifest.scores_sha256 != own:
+        of = "no model" if manifest.scores_sha256 is None else f"{manifest.scores_sha256[:12]}"
+        raise ModelPackageError(
+            f"has an operating point that was fitted to the scores of another model ({of}; this "
+            f"one is {own[:12]})",
+            where=folder / MANIFEST,
+            remedy="Run 'medkd aggregate' on this model's run, or 'medkd recalibrate'.",
+        )
 
 
 def manifest_schema() -> dict[str, Any]:
@@ -325,13 +391,13 @@ def model_card(manifest: Manifest) -> str:
         "",
         "## What it is",
         "",
-        f"{len(manifest.students)} student networks whose mean probability is the score: "
+        f"{len(manifest.students)} student networks that score together: "
         + ", ".join(
             f"{s.name} ({s.network}, width {s.width:g}, {s.parameters:,} parameters)"
             for s in manifest.students
         )
         + f". Trained with the method {origin.method}. Tiles of {tile.size_px} px at {tile.mpp:g} "
-        f"um/px ({tile.size_px * tile.mpp:g} um); a slide's score is the mean over its tiles."
+        f"um/px ({tile.size_px * tile.mpp:g} um); a slide's score is {in_words(manifest.slide_head)}."
         + ("" if stain is None else f" {_STAIN_WORDS[stain.method]}"),
         "",
         "## Training data",

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import NamedTuple, get_args
 
 import torch
 from monai.networks.blocks import TransformerBlock
 from torch import Tensor, nn
 
+from medkd.config.slide_level import HeadArchitecture
 from medkd.errors import ConfigError
 from medkd.schema import hint
-
-HeadArchitecture = Literal["mean", "max", "attention", "gated_attention", "transformer"]
 
 HEAD_ARCHITECTURES: tuple[HeadArchitecture, ...] = get_args(HeadArchitecture)
 
@@ -93,11 +92,28 @@ class Transformer(nn.Module):
         return self.norm(tiles)
 
 
+class HeadOutput(NamedTuple):
+    """What a slide head says of B bags of N tiles.
+
+    Attributes:
+        logits: of the positive class, (B,): the mean of ``tile_logits`` under ``weights``.
+        weights: of tiles, B x N, that sum to 1 in each bag and are 0 for padding.
+        scores: what the weights were made of, B x N, minus infinity for padding: their softmax, or
+            of ``max_embedding`` the place of the highest.
+        tile_logits: of each tile by itself, B x N.
+    """
+
+    logits: Tensor
+    weights: Tensor
+    scores: Tensor
+    tile_logits: Tensor
+
+
 class SlideHead(nn.Module):
     """A slide's logit is a linear function of the weighted mean of its tiles' embeddings.
 
-    The weights are the architecture: ``mean`` weighs tiles alike, ``max`` takes the one with the
-    highest logit, ``attention`` and ``gated_attention`` learn them, and ``transformer`` lets tiles
+    The weights are the architecture: ``mean_embedding`` weighs tiles alike, ``max_embedding`` takes
+    the one with the highest logit, ``attention`` and ``gated_attention`` learn them, and ``transformer`` lets tiles
     look at one another first and then learns them by ``attention``.
 
     With D = 512 and ``hidden`` = 128 they have 513, 513, 66,305, 131,969 and 347,393 parameters.
@@ -159,16 +175,12 @@ class SlideHead(nn.Module):
         self.mean.copy_(mean)
         self.scale.copy_(torch.where(deviation > 0, deviation, 1).reciprocal())
 
-    def forward(self, embeddings: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Logits of bags, and the weights of their tiles.
+    def forward(self, embeddings: Tensor, mask: Tensor | None = None) -> HeadOutput:
+        """Logits of bags, and the weights and logits of their tiles.
 
         Args:
             embeddings: B x N x D.
             mask: bool B x N, true for tiles that are there, at least one of each bag; None: all.
-
-        Returns:
-            Logits of the positive class, (B,), and weights, B x N, that sum to 1 in each bag and
-            are 0 for padding.
         """
         tiles = (embeddings - self.mean) * self.scale
         if mask is not None:
@@ -177,19 +189,19 @@ class SlideHead(nn.Module):
         tiles = self.dropout(tiles)
         if self.transformer is not None:
             tiles = self.transformer(tiles, mask)
-        weights = self._weights(tiles, mask)
-        pooled = (weights[:, None] @ tiles).squeeze(1)
-        return self.classifier(pooled).squeeze(-1), weights
-
-    def _weights(self, tiles: Tensor, mask: Tensor | None) -> Tensor:
+        tile_logits = self.classifier(tiles).squeeze(-1)
         if self.attention is not None:
             scores = self.attention(tiles)
-        elif self.architecture == "max":
-            scores = self.classifier(tiles).squeeze(-1)
+        elif self.architecture == "max_embedding":
+            scores = tile_logits
         else:
             scores = torch.zeros_like(tiles[..., 0])
         if mask is not None:
             scores = scores.masked_fill(~mask, -torch.inf)
-        if self.architecture == "max":
-            return torch.zeros_like(scores).scatter(1, scores.argmax(1, keepdim=True), 1)
-        return torch.softmax(scores, 1)
+        if self.architecture == "max_embedding":
+            highest = scores.argmax(1, keepdim=True)
+            weights = torch.zeros_like(scores).scatter(1, highest, 1)
+        else:
+            weights = torch.softmax(scores, 1)
+        # The classifier is linear: this is its logit of the weighted mean of embeddings.
+        return HeadOutput((weights * tile_logits).sum(1), weights, scores, tile_logits)

@@ -7,7 +7,7 @@ a small one because it shows more of the tumour.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ from medkd.slide_level.call import make_call
 from medkd.slide_level.decisions import Decisions, decide
 from medkd.slide_level.labelled import FEWEST_PATIENTS
 from medkd.slide_level.operating_point import OperatingPoint
-from medkd.slide_level.pooling import SlideScore
+from medkd.slide_level.pooling import MEAN_PROBABILITY, SlideScore
 from medkd.slide_level.prediction_file import SlideTiles
 from medkd.slide_level.resampling import bootstrap
 from medkd.slide_level.scored import scored_patients
+from medkd.slide_level.slide_head import PackagedSlideHead
 from medkd.slide_level.statistics import AUROC, sensitivity_at, specificity_at
 from medkd.slide_level.streaming import ENSEMBLE, pool_predictions
 from medkd.slide_level.tile_areas import TileAreas
@@ -40,6 +41,8 @@ class Aggregation:
     patients: pd.DataFrame
     decisions: Decisions
     evaluation: dict[str, Any]
+    slide_head: PackagedSlideHead = PackagedSlideHead(pooling=MEAN_PROBABILITY)
+    head_files: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def operating_point(self) -> OperatingPoint:

@@ -93,6 +93,8 @@ def _write(config: Config, result: Aggregation) -> None:
     write_json(folder / "evaluation.json", result.evaluation)
     freeze_decisions(
         config.model_folder,
+        slide_head=result.slide_head,
+        head_files=result.head_files,
         calibration=result.decisions.calibration,
         operating_point=result.operating_point.to_json(),
         conformal=result.decisions.conformal,

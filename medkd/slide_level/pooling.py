@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 
+from medkd.config.slide_level import Ensembling, PatientPooling
 from medkd.slide_level.pooling_kinds import (
     MeanProbability,
     Pooling,
@@ -16,12 +17,7 @@ from medkd.slide_level.pooling_kinds import (
     pool_resamples,
 )
 
-Ensembling = Literal["tiles_first", "slides_first"]
-"""``tiles_first`` averages the students in each tile, then pools the tiles; ``slides_first`` pools
-each student's tiles, then averages the students. For the mean the two are one."""
-
-PatientPooling = Literal["tiles", "mean_of_slides", "max_of_slides"]
-"""What of several slides makes a patient's score, see :func:`pool_patient`."""
+Scored = Callable[[np.ndarray], np.ndarray]
 
 MEAN_PROBABILITY = MeanProbability()
 
@@ -177,6 +173,28 @@ def _ensemble(
     raise ValueError(f"unknown order of ensembling: '{ensembling}'")
 
 
+def of_resamples(
+    tiles: int, resamples: int, seed: int | np.random.Generator, scored: Scored
+) -> np.ndarray:
+    """Scores of bootstrap resamples of tiles, (resamples,), in bounded memory.
+
+    Args:
+        tiles: how many there are.
+        resamples: how many times as many are drawn, with replacement.
+        seed: of the drawing, or what draws.
+        scored: from counts of tiles, int (some resamples, tiles), to scores.
+    """
+    random = np.random.default_rng(seed)
+    scores = np.empty(resamples)
+    # Drawing n of n tiles with replacement is drawing how often each one comes.
+    block = max(1, 4_000_000 // tiles)
+    for start in range(0, resamples, block):
+        count = min(block, resamples - start)
+        counts = random.multinomial(tiles, np.full(tiles, 1 / tiles), size=count)
+        scores[start : start + count] = scored(counts)
+    return scores
+
+
 def _resampled(
     values: np.ndarray,
     pooling: Pooling,
@@ -185,17 +203,13 @@ def _resampled(
     random: np.random.Generator,
 ) -> np.ndarray:
     """The ensemble's score in each resample of tiles, (resamples,)."""
-    tiles = values.shape[1]
     rows = values.mean(0, keepdims=True) if ensembling == "tiles_first" else values
-    scores = np.empty(resamples)
-    # Drawing n of n tiles with replacement is drawing how often each one comes.
-    block = max(1, 4_000_000 // tiles)
-    for start in range(0, resamples, block):
-        count = min(block, resamples - start)
-        counts = random.multinomial(tiles, np.full(tiles, 1 / tiles), size=count)
-        drawn = [pool_resamples(pooling, row, counts) for row in rows]
-        scores[start : start + count] = np.mean(drawn, axis=0)
-    return scores
+    return of_resamples(
+        values.shape[1],
+        resamples,
+        random,
+        lambda counts: np.mean([pool_resamples(pooling, row, counts) for row in rows], axis=0),
+    )
 
 
 def _slide_score(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from pydantic import ValidationError
 
+from medkd.config.slide_level import TilePooling
 from medkd.errors import ConfigError
 from medkd.schema import hint
 from medkd.slide_level.labelled import check_labelled
@@ -19,21 +20,11 @@ from medkd.slide_level.pooling_kinds import (
     pooling_from_json,
 )
 
-PoolingKind = Literal[
-    "mean_probability",
-    "mean_logit",
-    "positive_fraction",
-    "top_k",
-    "quantile",
-    "noisy_or",
-    "histogram_logistic",
-]
-
-POOLING_KINDS: tuple[PoolingKind, ...] = get_args(PoolingKind)
+POOLING_KINDS: tuple[TilePooling, ...] = get_args(TilePooling)
 
 
 def fit_pooling(
-    kind: PoolingKind,
+    kind: TilePooling,
     bags: Sequence[Any] = (),
     labels: Any = (),
     *,

@@ -12,42 +12,22 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
+from medkd.config.slide_level import HeadArchitecture, SlideHeadConfig
 from medkd.datasets.bags import collate_bags
 from medkd.datasets.embedding_bags import EmbeddingBags
 from medkd.datasets.patches import EpochSampler
 from medkd.errors import MedkdError, StageError, TrainingError
-from medkd.networks.mil import HeadArchitecture, SlideHead
-from medkd.schema import Strict
+from medkd.networks.mil import SlideHead
 
 FEWEST_OF_A_CLASS = 2
-
-
-class SlideHeadConfig(Strict):
-    """How a slide head is made and trained."""
-
-    architecture: HeadArchitecture = Field("gated_attention", description="See docs/pooling.md.")
-    hidden: Annotated[int, Field(ge=1)] = Field(128, description="Channels of the attention.")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.25, description="Of an embedding's channels."
-    )
-    epochs: Annotated[int, Field(ge=1)] = Field(100, description="At most.")
-    patience: Annotated[int, Field(ge=1)] = Field(
-        20, description="Epochs without a better validation loss that end the training."
-    )
-    batch_bags: Annotated[int, Field(ge=1)] = Field(8, description="Patients in a batch.")
-    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-3, description="Of AdamW, constant.")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(
-        1e-2, description="Decoupled; biases do not decay."
-    )
 
 
 @dataclass(frozen=True)
@@ -81,6 +61,7 @@ class TrainedSlideHead:
 def train_slide_head(
     training: EmbeddingBags,
     validation: EmbeddingBags,
+    architecture: HeadArchitecture,
     config: SlideHeadConfig,
     *,
     positive: int = 1,
@@ -97,7 +78,8 @@ def train_slide_head(
     Args:
         training: bags of training patients.
         validation: bags of validation patients.
-        config: see there.
+        architecture: how tiles are weighed, see :class:`medkd.networks.mil.SlideHead`.
+        config: its size and its training.
         positive: number of the positive class in ``labels``.
         seed: of the weights, the order of patients and the dropout. Tiles are drawn by the seed
             of ``training``.
@@ -115,7 +97,7 @@ def train_slide_head(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = SlideHead(
-            config.architecture,
+            architecture,
             _dimension(training),
             hidden=config.hidden,
             dropout=config.dropout,
@@ -129,7 +111,7 @@ def train_slide_head(
                 total = 0.0
                 head.train()
                 for batch in load(epoch):
-                    logits, _ = head(batch["embedding"], batch["mask"])
+                    logits, *_ = head(batch["embedding"], batch["mask"])
                     loss = _weighted_losses(
                         logits, batch["label"] == positive, weights["training"]
                     ).mean()
@@ -144,7 +126,7 @@ def train_slide_head(
                 if not math.isfinite(done.training + done.validation):
                     raise TrainingError(
                         f"the loss of epoch {epoch} is not finite",
-                        where=f"slide head '{config.architecture}'",
+                        where=f"slide head '{architecture}'",
                         remedy="Lower its learning_rate.",
                     )
                 epochs.append(done)
@@ -161,6 +143,7 @@ def train_slide_head(
 def train_slide_heads(
     training: Mapping[str, EmbeddingBags],
     validation: Mapping[str, EmbeddingBags],
+    architecture: HeadArchitecture,
     config: SlideHeadConfig,
     **options: Any,
 ) -> dict[str, TrainedSlideHead]:
@@ -168,7 +151,7 @@ def train_slide_heads(
 
     Args:
         training, validation: bags by student.
-        config, **options: as for :func:`train_slide_head`.
+        architecture, config, **options: as for :func:`train_slide_head`.
 
     Raises:
         StageError: as there, or a student without validation bags.
@@ -181,7 +164,7 @@ def train_slide_heads(
             remedy="Run 'medkd predict' again.",
         )
     return {
-        student: train_slide_head(bags, validation[student], config, **options)
+        student: train_slide_head(bags, validation[student], architecture, config, **options)
         for student, bags in training.items()
     }
 

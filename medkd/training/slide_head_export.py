@@ -24,10 +24,11 @@ class _ShippedHead(nn.Module):
         super().__init__()
         self.head = head
 
-    def forward(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """Probability, a scalar, and weights, (N,), of embeddings, N x D."""
-        logits, weights = self.head(embeddings[None])
-        return torch.sigmoid(logits[0]), weights[0]
+    def forward(self, embeddings: Tensor) -> tuple[Tensor, ...]:
+        """Probability, and weights, their scores and logits of tiles, of embeddings, N x D."""
+        found = self.head(embeddings[None])
+        of_tiles = (found.weights, found.scores, found.tile_logits)
+        return torch.sigmoid(found.logits[0]), *(values[0] for values in of_tiles)
 
 
 def export_slide_head(head: SlideHead) -> bytes:
@@ -35,7 +36,9 @@ def export_slide_head(head: SlideHead) -> bytes:
 
     Returns:
         A model with the input ``embeddings``, float32 N x D with N free, and the outputs
-        ``probability``, float32, a scalar, and ``attention``, float32 N, which sums to 1.
+        ``probability``, float32, a scalar, and ``attention``, ``attention_scores`` and
+        ``tile_logits``, float32 N: the weights, scores and tile logits of
+        :class:`medkd.networks.mil.HeadOutput`.
     """
     shipped = _ShippedHead(copy.deepcopy(head).cpu().float()).eval()
     example = torch.zeros(3, head.dimension)
@@ -50,7 +53,7 @@ def export_slide_head(head: SlideHead) -> bytes:
                 (example,),
                 path,
                 input_names=["embeddings"],
-                output_names=["probability", "attention"],
+                output_names=["probability", "attention", "attention_scores", "tile_logits"],
                 dynamic_shapes={"embeddings": {0: torch.export.Dim("tiles")}},
                 opset_version=OPSET,
                 dynamo=True,

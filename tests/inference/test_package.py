@@ -12,6 +12,8 @@ from medkd.inference.engine import Students
 from medkd.inference.package import freeze_decisions, load_package, manifest_schema
 from medkd.inference.result import result_schema
 from medkd.slide_level.calibration import Uncalibrated
+from medkd.slide_level.pooling_kinds import TopK
+from medkd.slide_level.slide_head import LearnedPooling, PackagedSlideHead
 
 
 @pytest.fixture
@@ -203,6 +205,8 @@ def test_without_an_operating_point(make_package, tmp_path):
 def freeze(folder, point, performance, calibration=None):
     return freeze_decisions(
         folder,
+        slide_head=load_package(folder, needs_operating_point=False).manifest.slide_head,
+        head_files={},
         calibration=calibration or Uncalibrated(),
         operating_point=point,
         conformal=None,
@@ -248,16 +252,69 @@ def test_the_operating_point_is_frozen_and_the_students_are_left(package_folder,
     assert "(4 MSI): AUROC 0.500." in (other / "model_card.md").read_text()
 
 
-def test_a_network_that_onnxruntime_cannot_load(package):
+def test_an_operating_point_of_another_model_is_refused(package, make_package, tmp_path):
+    """Copied from a model whose student differs, whether by hash or without one."""
+    other = make_package(tmp_path / "other", students={"student1": (1.5, 0.0), "student2": (1, 0)})
+    theirs = json.loads((other / "model.json").read_text())
+    own = json.loads((package / "model.json").read_text())["scores_sha256"]
+    change_manifest(
+        package, operating_point=theirs["operating_point"], scores_sha256=theirs["scores_sha256"]
+    )
+    assert refusal(package) == (
+        f"{package / 'model.json'}: has an operating point that was fitted to the scores of "
+        f"another model ({theirs['scores_sha256'][:12]}; this one is {own[:12]}). Run 'medkd "
+        "aggregate' on this model's run, or 'medkd recalibrate'."
+    )
+    change_manifest(package, scores_sha256="0" * 64)
+    assert "another model (000000000000; this" in refusal(package)
+    uncalled = make_package(tmp_path / "uncalled", operating_point=None)
+    change_manifest(uncalled, calibration={"kind": "platt", "slope": 2.0, "intercept": 0.0})
+    assert "another model (no model; this" in refusal(uncalled)
+
+
+def test_a_head_that_is_frozen_and_one_that_replaces_it(make_package, tmp_path):
+    folder = make_package(tmp_path / "model")
+    package = load_package(folder)
+    students = [student.name for student in package.manifest.students]
+    paths = {name: f"slide_head/{name}.onnx" for name in students}
+    options = {
+        "calibration": Uncalibrated(),
+        "operating_point": package.manifest.operating_point.model_dump(mode="json"),
+        "conformal": None,
+        "test_performance": {"patients": 1, "positives": 0, "patient_auroc": {"value": None}},
+    }
+    learned = PackagedSlideHead(pooling=LearnedPooling(kind="attention", onnx=paths))
+    files = {path: path.encode() for path in paths.values()}
+    frozen = freeze_decisions(folder, slide_head=learned, head_files=files, **options)
+    assert frozen.manifest.slide_head == learned
+    assert frozen.manifest.scores_sha256 != package.manifest.scores_sha256
+    assert "students' attention heads say of its tiles'" in (folder / "model_card.md").read_text()
+
+    (folder / paths[students[0]]).write_bytes(b"another")
+    assert f"'{paths[students[0]]}' is not the file that was packaged" in refusal(folder)
+    (folder / paths[students[0]]).write_bytes(files[paths[students[0]]])
+
+    top = PackagedSlideHead(pooling=TopK(), ensembling="slides_first", patient="max_of_slides")
+    again = freeze_decisions(folder, slide_head=top, head_files={}, **options)
+    assert again.manifest.slide_head == load_package(folder).manifest.slide_head == top
+    assert not any(path.is_file() for path in (folder / "slide_head").glob("*"))
+    assert (
+        "the top k of each student's tile probabilities (share 0.1, min_tiles 10); a patient's"
+        in (folder / "model_card.md").read_text()
+    )
+
+
+def test_a_network_that_onnxruntime_cannot_load(make_package, tmp_path):
     import hashlib
 
+    package = make_package(tmp_path / "model", operating_point=None)
     path = package / "students" / "student1.onnx"
     path.write_bytes(b"not a network")
     listed = json.loads((package / "model.json").read_text())["files"]
     listed["students/student1.onnx"] = hashlib.sha256(b"not a network").hexdigest()
     change_manifest(package, files=listed)
     with pytest.raises(ModelPackageError) as caught:
-        Students(load_package(package))
+        Students(load_package(package, needs_operating_point=False))
     assert str(caught.value).startswith(f"{path}: onnxruntime ")
     assert "cannot load it" in str(caught.value)
     assert "\n" not in str(caught.value)

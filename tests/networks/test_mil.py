@@ -43,13 +43,15 @@ def test_gated_attention_is_the_formula() -> None:
     attention = np.array(scores) / sum(scores)
     pooled = sum(a * tile for a, tile in zip(attention, h, strict=True))
     logit = weights["classifier.weight"][0] @ pooled + weights["classifier.bias"][0]
-    found, found_attention = head(tiles)
+    found, found_attention, *_ = head(tiles)
     assert found.item() == pytest.approx(logit, abs=1e-10)
     np.testing.assert_allclose(found_attention[0].detach(), attention, atol=1e-10)
 
 
-@pytest.mark.parametrize(("architecture", "mode"), [("attention", "att"), ("mean", "mean"),
-                                                    ("max", "max")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("architecture", "mode"),
+    [("attention", "att"), ("mean_embedding", "mean"), ("max_embedding", "max")],
+)
 def test_modes_of_monai_with_the_same_weights(architecture: str, mode: str) -> None:
     """Its attention has 2048 hidden units; its backbone lets embeddings through."""
     torch.manual_seed(2)
@@ -75,9 +77,9 @@ def test_padding_changes_nothing(architecture: str) -> None:
         batch = torch.full((2, 11, DIMENSION), padding)
         batch[0, :5], batch[1] = small[0], large[0]
         mask = torch.arange(11) < torch.tensor([[5], [11]])
-        logits, weights = head(batch, mask)
+        logits, weights, *_ = head(batch, mask)
         for number, alone in enumerate((small, large)):
-            logit, weight = head(alone)
+            logit, weight, *_ = head(alone)
             torch.testing.assert_close(logits[number], logit[0], atol=1e-6, rtol=0)
             tiles = alone.shape[1]
             torch.testing.assert_close(weights[number, :tiles], weight[0], atol=1e-6, rtol=0)
@@ -88,8 +90,8 @@ def test_padding_changes_nothing(architecture: str) -> None:
 def test_the_order_of_tiles_does_not_matter(architecture: str) -> None:
     head, tiles = head_of(architecture), bag(20)
     order = torch.randperm(20, generator=torch.Generator().manual_seed(4))
-    logit, weights = head(tiles)
-    moved, moved_weights = head(tiles[:, order])
+    logit, weights, *_ = head(tiles)
+    moved, moved_weights, *_ = head(tiles[:, order])
     torch.testing.assert_close(moved, logit, atol=1e-6, rtol=0)
     torch.testing.assert_close(moved_weights, weights[:, order], atol=1e-6, rtol=0)
 
@@ -97,7 +99,7 @@ def test_the_order_of_tiles_does_not_matter(architecture: str) -> None:
 @pytest.mark.parametrize("architecture", HEAD_ARCHITECTURES)
 def test_weights_sum_to_one(architecture: str) -> None:
     head = head_of(architecture)
-    _, weights = head(bag(20))
+    _, weights, *_ = head(bag(20))
     assert weights.shape == (1, 20)
     assert (weights >= 0).all()
     assert weights.sum().item() == pytest.approx(1, abs=1e-6)
@@ -105,10 +107,10 @@ def test_weights_sum_to_one(architecture: str) -> None:
 
 
 def test_mean_and_max_weigh_as_they_say() -> None:
-    _, even = head_of("mean")(bag(20))
+    _, even, *_ = head_of("mean_embedding")(bag(20))
     torch.testing.assert_close(even, torch.full((1, 20), 0.05))
-    head = head_of("max")
-    logit, weights = head(bag(20))
+    head = head_of("max_embedding")
+    logit, weights, *_ = head(bag(20))
     alone = torch.stack([head(tile[None, None])[0][0] for tile in bag(20)[0]])
     assert logit.item() == pytest.approx(alone.max().item(), abs=1e-6)
     assert weights[0].argmax() == alone.argmax()
@@ -117,8 +119,8 @@ def test_mean_and_max_weigh_as_they_say() -> None:
 @pytest.mark.parametrize(
     ("architecture", "parameters"),
     [
-        ("mean", 512 + 1),
-        ("max", 512 + 1),
+        ("mean_embedding", 512 + 1),
+        ("max_embedding", 512 + 1),
         ("attention", 512 * 128 + 128 + 128 + 513),
         ("gated_attention", 2 * (512 * 128 + 128) + 128 + 513),
         # Projection; two blocks of three norms (MONAI's block has one for an attention that is
@@ -140,7 +142,7 @@ def test_parameters_by_hand(architecture: str, parameters: int) -> None:
 
 
 def test_channels_without_spread_are_left_as_they_are() -> None:
-    head = SlideHead("mean", 2).eval()
+    head = SlideHead("mean_embedding", 2).eval()
     head.standardise(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 4.0]))
     with torch.no_grad():
         head.classifier.weight[:] = torch.tensor([[1.0, 10.0]])

@@ -52,6 +52,9 @@ def patients(
     return bags, signals
 
 
+GATED = "gated_attention"
+
+
 def settings(**changes: object) -> SlideHeadConfig:
     known = {"hidden": 16, "learning_rate": 1e-2, "epochs": 15}
     return SlideHeadConfig(**(known | changes))
@@ -60,7 +63,7 @@ def settings(**changes: object) -> SlideHeadConfig:
 def trained(architecture: str) -> TrainedSlideHead:
     training, _ = patients("train", 75, max_tiles=50)
     validation, _ = patients("validation", 36)
-    return train_slide_head(training, validation, settings(architecture=architecture), seed=0)
+    return train_slide_head(training, validation, architecture, settings(), seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +80,7 @@ def test_attention_finds_the_few_tiles_that_matter(gated: TrainedSlideHead) -> N
     """
     test, signals = patients("test", 150)
     area = roc_auc_score(test.labels, head_probabilities(gated.head, test))
-    of_mean = roc_auc_score(test.labels, head_probabilities(trained("mean").head, test))
+    of_mean = roc_auc_score(test.labels, head_probabilities(trained("mean_embedding").head, test))
     assert area > 0.95
     assert of_mean < 0.9
     assert area - of_mean > 0.08
@@ -112,7 +115,8 @@ def test_training_stops_when_validation_gets_no_better() -> None:
     found = train_slide_head(
         training,
         wrong,
-        settings(architecture="max", patience=3, dropout=0.0),
+        "max_embedding",
+        settings(patience=3, dropout=0.0),
         seed=0,
         on_epoch=seen.append,
     )
@@ -132,7 +136,7 @@ def test_the_seed_alone_decides_whatever_the_workers() -> None:
     def head(seed: int, workers: int) -> SlideHead:
         config = settings(epochs=2)
         return train_slide_head(
-            training, validation, config, seed=seed, loader_workers=workers
+            training, validation, GATED, config, seed=seed, loader_workers=workers
         ).head
 
     torch.manual_seed(9)
@@ -149,7 +153,7 @@ def test_channels_are_standardised_over_training_patients() -> None:
     rows = np.array([[0, 7], [2, 7], [4, 7], [0, 7], [2, 7], [4, 7]], np.float32)
     training = EmbeddingBags(rows, [0, 2, 3, 5, 6], [0, 0, 1, 1], bag_ids=list("abcd"))
     validation = EmbeddingBags(rows, [0, 2, 3, 5, 6], [0, 0, 1, 1], bag_ids=list("efgh"))
-    head = train_slide_head(training, validation, settings(epochs=1), seed=0).head
+    head = train_slide_head(training, validation, GATED, settings(epochs=1), seed=0).head
     assert head.mean.tolist() == pytest.approx([2.5, 7])
     # Squares have the means 2 and 16, so the variance is 9 - 6.25.
     assert head.scale.tolist() == pytest.approx([1 / np.sqrt(2.75), 1])
@@ -158,10 +162,10 @@ def test_channels_are_standardised_over_training_patients() -> None:
 def test_every_student_has_its_own_head() -> None:
     training = {"a": patients("train", 12)[0], "b": patients("train", 12, channels=5)[0]}
     validation = {"a": patients("val", 12)[0], "b": patients("val", 12, channels=5)[0]}
-    found = train_slide_heads(training, validation, settings(epochs=1), seed=0)
+    found = train_slide_heads(training, validation, GATED, settings(epochs=1), seed=0)
     assert {name: head.head.dimension for name, head in found.items()} == {"a": 8, "b": 5}
     with pytest.raises(StageError) as caught:
-        train_slide_heads(training, {"a": validation["a"]}, settings(), seed=0)
+        train_slide_heads(training, {"a": validation["a"]}, GATED, settings(), seed=0)
     assert str(caught.value) == (
         "embeddings: training and validation have embeddings of different students (a, b; a). "
         "Run 'medkd predict' again."
@@ -221,7 +225,7 @@ def test_patients_that_do_not_do_are_told(
     training: Callable[[], EmbeddingBags], validation: Callable[[], EmbeddingBags], message: str
 ) -> None:
     with pytest.raises(MedkdError) as caught:
-        train_slide_head(training(), validation(), settings(), seed=0)
+        train_slide_head(training(), validation(), GATED, settings(), seed=0)
     assert str(caught.value) == message
 
 
@@ -235,7 +239,8 @@ def test_a_bag_that_cannot_be_read_later_is_told_whatever_the_workers(workers: i
         train_slide_head(
             bags,
             some([0, 0, 1, 1], "v"),
-            settings(epochs=100, patience=100, architecture="mean"),
+            "mean_embedding",
+            settings(epochs=100, patience=100),
             seed=0,
             loader_workers=workers,
         )
@@ -248,7 +253,7 @@ def test_a_loss_that_is_not_finite_is_told() -> None:
     training, _ = patients("train", 12)
     validation, _ = patients("validation", 12)
     with pytest.raises(TrainingError) as caught:
-        train_slide_head(training, validation, settings(learning_rate=1e30), seed=0)
+        train_slide_head(training, validation, GATED, settings(learning_rate=1e30), seed=0)
     assert str(caught.value) == (
         "slide head 'gated_attention': the loss of epoch 0 is not finite. Lower its learning_rate."
     )
@@ -256,18 +261,33 @@ def test_a_loss_that_is_not_finite_is_told() -> None:
 
 def check_export(head: SlideHead) -> None:
     """ONNX and torch agree for any number of tiles."""
-    heads = SlideHeads({"student": export_slide_head(head)})
+    heads = SlideHeads(head.architecture, {"student": export_slide_head(head)})
     for tiles in (1, 2, 3, 200):
         embeddings = torch.randn(tiles, CHANNELS, generator=torch.Generator().manual_seed(tiles))
         found = heads({"student": embeddings.numpy()})
         with torch.no_grad():
-            logits, weights = head(embeddings[None])
+            logits, weights, *_ = head(embeddings[None])
         assert found.score == pytest.approx(torch.sigmoid(logits[0]).item(), abs=1e-5)
         np.testing.assert_allclose(found.attention, weights[0], atol=1e-5)
 
 
+def check_resamples(head: SlideHead) -> None:
+    """The interval is that of heads which are run over the tiles that were drawn, written out."""
+    embeddings = torch.randn(30, CHANNELS, generator=torch.Generator().manual_seed(1))
+    counts = np.random.default_rng(5).multinomial(30, np.full(30, 1 / 30), size=200)
+    with torch.no_grad():
+        drawn = [
+            torch.sigmoid(head(embeddings[np.repeat(np.arange(30), count)][None]).logits[0]).item()
+            for count in counts
+        ]
+    heads = SlideHeads(head.architecture, {"student": export_slide_head(head)})
+    found = heads.interval({"student": embeddings.numpy()}, resamples=200, confidence=0.9, seed=5)
+    assert (found.lower, found.upper) == pytest.approx(np.quantile(drawn, [0.05, 0.95]), abs=1e-5)
+
+
 def test_the_exported_head_says_what_torch_says(gated: TrainedSlideHead) -> None:
     check_export(gated.head)
+    check_resamples(gated.head)
     assert next(gated.head.parameters()).dtype == torch.float32
 
 
@@ -278,3 +298,6 @@ def test_every_exported_head_says_what_torch_says(architecture: str) -> None:
     head = SlideHead(architecture, CHANNELS, hidden=16)
     head.standardise(torch.randn(CHANNELS), torch.rand(CHANNELS) + 0.5)
     check_export(head.eval())
+    # Tiles of a transformer keep what they saw of the whole slide.
+    if architecture != "transformer":
+        check_resamples(head)
