@@ -18,20 +18,17 @@ from medkd.config import InferConfig, SlideLevelConfig, TileConfig
 from medkd.datasets.stain import StainReference
 from medkd.errors import ModelPackageError
 from medkd.files import make_folder, sha256_of_file, sha256_of_json, write_bytes, write_json
+from medkd.inference.model_card import model_card
 from medkd.schema import Strict, faults
 from medkd.slide_level.calibration import CalibrationMap
 from medkd.slide_level.conformal import ConformalSets
-from medkd.slide_level.slide_head import PackagedSlideHead, in_words
+from medkd.slide_level.slide_head import PackagedSlideHead
 from medkd.yaml_file import parse_yaml
 
 SCHEMA_VERSION = 1
 MANIFEST = "model.json"
 CARD = "model_card.md"
 _ALLOWED_SUFFIXES = {".onnx", ".safetensors", ".md"}
-_STAIN_WORDS = {
-    "macenko": "Each tile is given the stains of a reference first (Macenko's method).",
-    "reinhard": "Each tile is given the colours of a reference first (Reinhard's method, CIELAB).",
-}
 _ANEW = "Get the package anew from where it was made."
 
 Interval = Annotated[tuple[float, float], Field(strict=False)]
@@ -368,89 +365,3 @@ def _check_scores(folder: Path, manifest: Manifest) -> None:
 def manifest_schema() -> dict[str, Any]:
     """The JSON schema of ``model.json``, published as ``model.schema.json``."""
     return Manifest.model_json_schema()
-
-
-def model_card(manifest: Manifest) -> str:
-    """The model card in Markdown, from nothing but the manifest."""
-    origin, tile = manifest.provenance, manifest.preprocessing.tile
-    stain = manifest.preprocessing.stain
-    lines = [
-        f"# {manifest.name} {manifest.version}",
-        "",
-        "**Research use only. Not a medical device; no call may guide the care of a patient.**",
-        "",
-    ]
-    if origin.trained_on_synthetic:
-        lines += ["**Trained on synthetic slides: its calls on real slides mean nothing.**", ""]
-    lines += [
-        "## What it does",
-        "",
-        f"Calls a whole-slide image of H&E-stained tissue {' or '.join(manifest.classes)}. It "
-        f"gives a probability of {manifest.positive} with an interval, and may answer that there "
-        "is no call.",
-        "",
-        "## What it is",
-        "",
-        f"{len(manifest.students)} student networks that score together: "
-        + ", ".join(
-            f"{s.name} ({s.network}, width {s.width:g}, {s.parameters:,} parameters)"
-            for s in manifest.students
-        )
-        + f". Trained with the method {origin.method}. Tiles of {tile.size_px} px at {tile.mpp:g} "
-        f"um/px ({tile.size_px * tile.mpp:g} um); a slide's score is {in_words(manifest.slide_head)}."
-        + ("" if stain is None else f" {_STAIN_WORDS[stain.method]}"),
-        "",
-        "## Training data",
-        "",
-        "| role | patients | tiles |",
-        "|---|---:|---:|",
-        *(
-            f"| {role} | {origin.patients[role]} | {origin.tiles[role]:,} |"
-            for role in origin.patients
-        ),
-        "",
-        f"Data digest `{origin.data_digest[:16]}`, seed {origin.seed}, epoch {origin.best_epoch} "
-        f"of {origin.epochs} chosen on validation patients.",
-        "",
-        "## Operating point",
-        "",
-        *_card_operating_point(manifest),
-        "",
-        "## Limits",
-        "",
-        "- Scores are not calibrated probabilities."
-        if manifest.calibration.kind == "none"
-        else f"- Scores were calibrated ({manifest.calibration.kind}) on the validation patients; "
-        "elsewhere they may not be probabilities.",
-        "- The interval covers the sampling of tiles only; it is a lower bound of the uncertainty.",
-        "- Another scanner, stain or population than in training has not been tested.",
-        "",
-        f"MLflow run `{origin.run_id}`. {origin.software}, torch {origin.torch}. "
-        f"{manifest.created}.",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _card_operating_point(manifest: Manifest) -> list[str]:
-    # Not on top: this brings scipy, and infer starts without it.
-    from medkd.slide_level.statistics import Estimate
-
-    point = manifest.operating_point
-    if point is None:
-        return ["None yet: the package cannot be used for calls."]
-    low, high = point.sensitivity_interval
-    target = "" if point.target_sensitivity is None else f" ({point.target_sensitivity:.0%})"
-    lines = [
-        f"A score of at least {point.threshold:.4f} counts as {manifest.positive}: "
-        f"{point.method}{target}, chosen on {point.date} on "
-        f"{point.patients} {point.cohort}, {point.positives} of them {manifest.positive}. "
-        f"There the sensitivity was {point.sensitivity:.2f} ({low:.2f} to {high:.2f}).",
-    ]
-    if manifest.test_performance is not None:
-        test = manifest.test_performance
-        lines += [
-            "",
-            f"On {test['patients']} test patients ({test['positives']} {manifest.positive}): AUROC "
-            f"{Estimate(**test['patient_auroc'])}.",
-        ]
-    return lines

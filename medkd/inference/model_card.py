@@ -1,0 +1,102 @@
+"""The model card in Markdown, from nothing but the manifest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from medkd.slide_level.slide_head import in_words
+
+if TYPE_CHECKING:
+    from medkd.inference.package import Manifest
+
+_STAIN_WORDS = {
+    "macenko": "Each tile is given the stains of a reference first (Macenko's method).",
+    "reinhard": "Each tile is given the colours of a reference first (Reinhard's method, CIELAB).",
+}
+
+
+def model_card(manifest: Manifest) -> str:
+    """The model card in Markdown, from nothing but the manifest."""
+    origin, tile = manifest.provenance, manifest.preprocessing.tile
+    stain = manifest.preprocessing.stain
+    lines = [
+        f"# {manifest.name} {manifest.version}",
+        "",
+        "**Research use only. Not a medical device; no call may guide the care of a patient.**",
+        "",
+    ]
+    if origin.trained_on_synthetic:
+        lines += ["**Trained on synthetic slides: its calls on real slides mean nothing.**", ""]
+    lines += [
+        "## What it does",
+        "",
+        f"Calls a whole-slide image of H&E-stained tissue {' or '.join(manifest.classes)}. It "
+        f"gives a probability of {manifest.positive} with an interval, and may answer that there "
+        "is no call.",
+        "",
+        "## What it is",
+        "",
+        f"{len(manifest.students)} student networks that score together: "
+        + ", ".join(
+            f"{s.name} ({s.network}, width {s.width:g}, {s.parameters:,} parameters)"
+            for s in manifest.students
+        )
+        + f". Trained with the method {origin.method}. Tiles of {tile.size_px} px at {tile.mpp:g} "
+        f"um/px ({tile.size_px * tile.mpp:g} um); a slide's score is "
+        f"{in_words(manifest.slide_head)}."
+        + ("" if stain is None else f" {_STAIN_WORDS[stain.method]}"),
+        "",
+        "## Training data",
+        "",
+        "| role | patients | tiles |",
+        "|---|---:|---:|",
+        *(
+            f"| {role} | {origin.patients[role]} | {origin.tiles[role]:,} |"
+            for role in origin.patients
+        ),
+        "",
+        f"Data digest `{origin.data_digest[:16]}`, seed {origin.seed}, epoch {origin.best_epoch} "
+        f"of {origin.epochs} chosen on validation patients.",
+        "",
+        "## Operating point",
+        "",
+        *_card_operating_point(manifest),
+        "",
+        "## Limits",
+        "",
+        "- Scores are not calibrated probabilities."
+        if manifest.calibration.kind == "none"
+        else f"- Scores were calibrated ({manifest.calibration.kind}) on the validation patients; "
+        "elsewhere they may not be probabilities.",
+        "- The interval covers the sampling of tiles only; it is a lower bound of the uncertainty.",
+        "- Another scanner, stain or population than in training has not been tested.",
+        "",
+        f"MLflow run `{origin.run_id}`. {origin.software}, torch {origin.torch}. "
+        f"{manifest.created}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _card_operating_point(manifest: Manifest) -> list[str]:
+    # Not on top: this brings scipy, and infer starts without it.
+    from medkd.slide_level.statistics import Estimate
+
+    point = manifest.operating_point
+    if point is None:
+        return ["None yet: the package cannot be used for calls."]
+    low, high = point.sensitivity_interval
+    target = "" if point.target_sensitivity is None else f" ({point.target_sensitivity:.0%})"
+    lines = [
+        f"A score of at least {point.threshold:.4f} counts as {manifest.positive}: "
+        f"{point.method}{target}, chosen on {point.date} on "
+        f"{point.patients} {point.cohort}, {point.positives} of them {manifest.positive}. "
+        f"There the sensitivity was {point.sensitivity:.2f} ({low:.2f} to {high:.2f}).",
+    ]
+    if manifest.test_performance is not None:
+        test = manifest.test_performance
+        lines += [
+            "",
+            f"On {test['patients']} test patients ({test['positives']} {manifest.positive}): AUROC "
+            f"{Estimate(**test['patient_auroc'])}.",
+        ]
+    return lines
