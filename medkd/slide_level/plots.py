@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
-
-mpl.use("Agg")
-
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from sklearn.metrics import roc_curve
 
 from medkd.slide_level.aggregate import ENSEMBLE, Aggregation
 from medkd.slide_level.calibration_error import reliability
+from medkd.slide_level.plot_style import COLOURS, as_png, axes_of
 from medkd.slide_level.statistics import Estimate
 
-# Okabe and Ito's colours, told apart by colour-blind readers.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 _BINS = 5
 
 
@@ -31,33 +24,16 @@ def evaluation_plots(result: Aggregation, positive: str) -> dict[str, bytes]:
     note = "Synthetic slides: no clinical meaning. " if result.evaluation["synthetic"] else ""
     note += "Research use only."
     return {
-        "roc.png": _png(_roc(tested, result, positive), note),
-        "reliability.png": _png(_reliability(tested, result, positive), note),
-        "confusion.png": _png(_confusion(tested, result, positive), note),
+        "roc.png": as_png(_roc(tested, result, positive), note),
+        "reliability.png": as_png(_reliability(tested, result, positive), note),
+        "confusion.png": as_png(_confusion(tested, result, positive), note),
     }
-
-
-def _png(figure: Figure, note: str) -> bytes:
-    figure.text(0.01, 0.01, note, fontsize=7, color="0.4")
-    buffer = io.BytesIO()
-    # No date and no version in the file: the same figures give the same bytes.
-    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def _axes(title: str) -> tuple[Figure, Any]:
-    # The strip at the bottom is kept for the note.
-    figure = Figure(figsize=(5, 5), layout=ConstrainedLayoutEngine(rect=(0, 0.03, 1, 0.97)))
-    axes = figure.subplots()
-    axes.set_title(title, fontsize=10, loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
 
 
 def _roc(tested: pd.DataFrame, result: Aggregation, positive: str) -> Figure:
     ensemble = tested[tested["network"] == ENSEMBLE]
     truth = (ensemble["label"] == positive).to_numpy()
-    figure, axes = _axes(f"Test patients: {len(truth)}, of whom {int(truth.sum())} {positive}")
+    figure, axes = axes_of(f"Test patients: {len(truth)}, of whom {int(truth.sum())} {positive}")
     networks = [name for name in tested["network"].unique() if name != ENSEMBLE]
     for name, colour in zip((*networks, ENSEMBLE), _cycle(len(networks) + 1), strict=True):
         part = tested[tested["network"] == name]
@@ -98,7 +74,7 @@ def _roc(tested: pd.DataFrame, result: Aggregation, positive: str) -> Figure:
 
 
 def _cycle(count: int) -> list[str]:
-    return [_COLOURS[index % len(_COLOURS)] for index in range(count)]
+    return [COLOURS[index % len(COLOURS)] for index in range(count)]
 
 
 def _reliability(tested: pd.DataFrame, result: Aggregation, positive: str) -> Figure:
@@ -107,14 +83,14 @@ def _reliability(tested: pd.DataFrame, result: Aggregation, positive: str) -> Fi
     found = reliability(truth, ensemble["probability"].to_numpy(), bins=_BINS, scheme="equal count")
     kind = result.decisions.calibration.kind
     told = "not calibrated" if kind == "none" else f"calibrated ({kind})"
-    figure, axes = _axes(
+    figure, axes = axes_of(
         f"Ensemble, {len(truth)} test patients, {told}; bins of equal count, 95% intervals"
     )
     for one in found.bins:
         x, y = one.mean_probability, one.share
         low, high = one.interval
-        axes.plot([x, x], [low, high], color=_COLOURS[4], linewidth=1.5, zorder=2)
-        axes.plot(x, y, "o", color=_COLOURS[0], markersize=8, clip_on=False, zorder=3)
+        axes.plot([x, x], [low, high], color=COLOURS[4], linewidth=1.5, zorder=2)
+        axes.plot(x, y, "o", color=COLOURS[0], markersize=8, clip_on=False, zorder=3)
         axes.annotate(
             f"n={one.patients}", (x, y), textcoords="offset points",
             xytext=(9, -12 if y > 0.5 else 6), fontsize=8,
@@ -143,7 +119,7 @@ def _confusion(tested: pd.DataFrame, result: Aggregation, positive: str) -> Figu
             for part in (ensemble[ensemble["label"] == name] for name in rows)
         ]
     )
-    figure, axes = _axes(f"Test patients at the operating point {threshold:.2f}")
+    figure, axes = axes_of(f"Test patients at the operating point {threshold:.2f}")
     axes.imshow(counts, cmap="Blues", vmin=0, vmax=max(counts.max() * 1.4, 1))
     for row, column in np.ndindex(counts.shape):
         axes.text(column, row, counts[row, column], ha="center", va="center", fontsize=18)
