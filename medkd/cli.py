@@ -16,6 +16,7 @@ from medkd.cli_config import config_app
 from medkd.cli_import import import_app
 from medkd.cli_methods import methods_app, networks
 from medkd.cli_options import ConfigOption, SetOption, load_rows, load_settings
+from medkd.cli_recalibrate import recalibrate
 from medkd.errors import MedkdError, Stopped
 from medkd.progress import keep_silent
 from medkd.terminal import print_table
@@ -246,6 +247,10 @@ def infer(
         print(f"failed: {message}", file=sys.stderr)
     if summary.failed:
         raise typer.Exit(1)
+
+
+# Here, so that the help names it after infer.
+app.command()(recalibrate)
 
 
 @app.command()

@@ -60,16 +60,14 @@ def model_card(manifest: Manifest) -> str:
         "",
         "## Operating point",
         "",
-        *_card_operating_point(manifest),
+        *_operating_point(manifest),
         "",
+        *_recalibration(manifest),
         "## Limits",
         "",
-        "- Scores are not calibrated probabilities."
-        if manifest.calibration.kind == "none"
-        else f"- Scores were calibrated ({manifest.calibration.kind}) on the validation patients; "
-        "elsewhere they may not be probabilities.",
+        f"- {_calibration(manifest)}",
         "- The interval covers the sampling of tiles only; it is a lower bound of the uncertainty.",
-        "- Another scanner, stain or population than in training has not been tested.",
+        *_untested(manifest),
         "",
         f"MLflow run `{origin.run_id}`. {origin.software}, torch {origin.torch}. "
         f"{manifest.created}.",
@@ -77,7 +75,7 @@ def model_card(manifest: Manifest) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _card_operating_point(manifest: Manifest) -> list[str]:
+def _operating_point(manifest: Manifest) -> list[str]:
     # Not on top: this brings scipy, and infer starts without it.
     from medkd.slide_level.statistics import Estimate
 
@@ -100,3 +98,66 @@ def _card_operating_point(manifest: Manifest) -> list[str]:
             f"{Estimate(**test['patient_auroc'])}.",
         ]
     return lines
+
+
+def _calibration(manifest: Manifest) -> str:
+    kind, record = manifest.calibration.kind, manifest.recalibration
+    if kind == "none":
+        return "Scores are not calibrated probabilities."
+    while record is not None and not record.map_parameters:
+        record = record.earlier  # this one kept the map of the model it was made from
+    if record is not None:
+        on = f"recalibrated on {record.patients} {record.cohort}"
+    else:
+        on = f"calibrated ({kind}) on the validation patients"
+    return f"Scores were {on}; elsewhere they may not be probabilities."
+
+
+def _recalibration(manifest: Manifest) -> list[str]:
+    """The section of a recalibrated model; nothing for others."""
+    record = manifest.recalibration
+    if record is None:
+        return []
+    old, new = record.old.in_words(), record.new.in_words()
+    positive = manifest.positive
+    source = "as was stated" if record.prevalence_is_stated else "as among these patients"
+    refitted = (
+        "The calibration map is the old one.",
+        "The slope of the calibration map was refitted",
+        "Slope and intercept of the calibration map were refitted",
+    )[record.map_parameters]
+    if record.map_parameters:
+        refitted += (
+            f" and taken {record.map_shrinkage:.0%} of the way, for a share of {positive} of "
+            f"{record.prevalence:.0%}, {source}."
+        )
+    return [
+        f"## Recalibrated for {record.cohort}",
+        "",
+        f"On {record.date}, from version {record.from_version} (`{record.from_sha256[:12]}`), on "
+        f"{record.patients} {record.cohort} ({record.positives} {positive}, {record.slides} "
+        f"slides). The networks are those of that version, byte for byte. {refitted}",
+        "",
+        f"| of these patients | version {record.from_version} | this version |",
+        "|---|---:|---:|",
+        *(f"| {name} | {old[name]} | {new[name]} |" for name in old),
+        "",
+        f"Intervals are of {record.confidence:.0%}. That of the new sensitivity holds for new "
+        "patients like these, although these chose the threshold; the new slope and intercept "
+        "are cross-validated.",
+        "",
+        *(f"- {warning}" for warning in record.warnings),
+        *[""] * bool(record.warnings),
+    ]
+
+
+def _untested(manifest: Manifest) -> list[str]:
+    record = manifest.recalibration
+    if record is None:
+        return ["- Another scanner, stain or population than in training has not been tested."]
+    return [
+        f"- No test patients of its own: this version was not tried on any but the "
+        f"{record.patients} that it was fitted to. Test figures of version {record.from_version} "
+        "are of another threshold and do not hold for it.",
+        f"- Made for {record.cohort}; another scanner, stain or population has not been tested.",
+    ]

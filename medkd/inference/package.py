@@ -19,6 +19,7 @@ from medkd.datasets.stain import StainReference
 from medkd.errors import ModelPackageError
 from medkd.files import make_folder, sha256_of_file, sha256_of_json, write_bytes, write_json
 from medkd.inference.model_card import model_card
+from medkd.inference.recalibration_record import Interval, RecalibrationRecord, Sha256
 from medkd.schema import Strict, faults
 from medkd.slide_level.calibration import CalibrationMap
 from medkd.slide_level.conformal import ConformalSets
@@ -30,9 +31,6 @@ MANIFEST = "model.json"
 CARD = "model_card.md"
 _ALLOWED_SUFFIXES = {".onnx", ".safetensors", ".md"}
 _ANEW = "Get the package anew from where it was made."
-
-Interval = Annotated[tuple[float, float], Field(strict=False)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Preprocessing(Strict):
@@ -145,7 +143,7 @@ class Manifest(Strict):
         "conformal sets were fitted to (classes, preprocessing, students, slide head); null: "
         "nothing was fitted yet.",
     )
-    recalibration: dict[str, Any] | None = Field(
+    recalibration: RecalibrationRecord | None = Field(
         None, description="Where these come from if not from the training; null: from there."
     )
     test_performance: dict[str, Any] | None = Field(
