@@ -21,12 +21,14 @@ class EmbeddingBags(Dataset[dict[str, Any]]):
     What is drawn of a bag is a function of (seed, epoch, index); an index alone is of epoch 0.
 
     Args:
-        embeddings: float32, tiles x D, those of one bag together. Mapped from a file
+        embeddings: float32 or float16, tiles x D. Mapped from a file
             (``numpy.load(path, mmap_mode="r")``) they stay on the disk, and every process of a
             loader maps the file, of which nothing is sent.
-        offsets: bags + 1: bag i has the rows from ``offsets[i]`` up to ``offsets[i + 1]``.
+        offsets: bags + 1: bag i has the tiles from ``offsets[i]`` up to ``offsets[i + 1]``.
         labels: number of each bag's class.
         bag_ids: of the slides or patients; None: the numbers of the bags.
+        rows: which embedding each tile has, (tiles,); None: those of one bag lie together, one bag
+            after another.
         places: of each tile, tiles x 2, level-0 pixels; an item then has its own, int32 N x 2.
         max_tiles: draw at most so many of a bag, anew in each epoch; None: all of them.
         seed: of the experiment.
@@ -44,6 +46,7 @@ class EmbeddingBags(Dataset[dict[str, Any]]):
         labels: np.ndarray,
         *,
         bag_ids: Sequence[str] | None = None,
+        rows: np.ndarray | None = None,
         places: np.ndarray | None = None,
         max_tiles: int | None = None,
         seed: int = 0,
@@ -53,6 +56,7 @@ class EmbeddingBags(Dataset[dict[str, Any]]):
         self.labels: np.ndarray = np.asarray(labels, np.int64)
         names = [str(n) for n in range(len(self.labels))] if bag_ids is None else list(bag_ids)
         self.bag_ids = names
+        self._rows = None if rows is None else np.asarray(rows, np.int64)
         self._places = None if places is None else np.asarray(places, np.int32)
         self._max = None if max_tiles is None else at_least_one(max_tiles)
         self._seed = seed
@@ -66,11 +70,12 @@ class EmbeddingBags(Dataset[dict[str, Any]]):
         epoch, index = draw if isinstance(draw, tuple) else (0, draw)
         index = range(len(self))[index]
         first, end = self._offsets[index : index + 2].tolist()
-        rows: slice | np.ndarray = slice(first, end)
+        tiles: slice | np.ndarray = slice(first, end)
         if self._max is not None:
             random = np.random.RandomState(seed_of(self._seed, epoch, index))
-            rows = first + drawn_tiles(end - first, self._max, random)
-        found = np.array(self._embeddings[rows])
+            tiles = first + drawn_tiles(end - first, self._max, random)
+        rows = tiles if self._rows is None else self._rows[tiles]
+        found = np.array(self._embeddings[rows], np.float32)
         if not np.isfinite(found).all():
             raise StageError(
                 "an embedding is not finite",
@@ -83,7 +88,7 @@ class EmbeddingBags(Dataset[dict[str, Any]]):
             "bag_id": self.bag_ids[index],
         }
         if self._places is not None:
-            item["places"] = torch.from_numpy(self._places[rows].copy())
+            item["places"] = torch.from_numpy(self._places[tiles].copy())
         return item
 
     def __getstate__(self) -> dict[str, Any]:
@@ -96,13 +101,22 @@ class EmbeddingBags(Dataset[dict[str, Any]]):
 
     def _check(self) -> None:
         shape, kind = self._embeddings.shape, self._embeddings.dtype
-        if len(shape) != 2 or kind != np.float32:
+        if len(shape) != 2 or kind not in (np.float32, np.float16):
             raise StageError(
                 f"the embeddings are {kind} of shape {' x '.join(map(str, shape))}",
                 where="embeddings",
-                remedy="Give float32, a row for each tile.",
+                remedy="Give float32 or float16, a row for each tile.",
             )
         tiles, bags = shape[0], len(self.labels)
+        if self._rows is not None:
+            tiles = len(self._rows)
+            if tiles and not 0 <= self._rows.min() <= self._rows.max() < shape[0]:
+                raise StageError(
+                    f"rows from {self._rows.min()} to {self._rows.max()} do not fit {shape[0]} "
+                    "embeddings",
+                    where="rows",
+                    remedy="Give numbers of embeddings, counted from 0.",
+                )
         ends = self._offsets[:1].tolist() + self._offsets[-1:].tolist()
         if len(self._offsets) != bags + 1 or ends != [0, tiles]:
             raise StageError(
@@ -137,6 +151,7 @@ class _MappedRows:
     path: str
     offset_bytes: int
     shape: tuple[int, ...]
+    dtype: str
 
     @staticmethod
     def of(rows: np.ndarray) -> _MappedRows | np.ndarray:
@@ -150,7 +165,7 @@ class _MappedRows:
             whole = whole.base
         # A slice says where the whole array begins in the file, not where itself does.
         offset_bytes = int(whole.offset) + rows.ctypes.data - whole.ctypes.data
-        return _MappedRows(str(rows.filename), offset_bytes, rows.shape)
+        return _MappedRows(str(rows.filename), offset_bytes, rows.shape, rows.dtype.str)
 
     def open(self) -> np.ndarray:
-        return np.memmap(self.path, np.float32, "r", self.offset_bytes, self.shape)
+        return np.memmap(self.path, self.dtype, "r", self.offset_bytes, self.shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from medkd.datasets.stain import StainReference, normalise
 from medkd.errors import ModelPackageError
 from medkd.inference.package import ModelPackage
 from medkd.slide_level.call import Call, make_call
+from medkd.slide_level.learned_head import SlideHeads
 from medkd.slide_level.pooling import SlideScore, pool_slide
+from medkd.slide_level.slide_head import LearnedPooling
 from medkd.slides.reader import SlideProperties
 from medkd.slides.tiling import TileCounts, open_slide_for_tiling
 
@@ -38,7 +40,7 @@ class ScoredTile:
 class SlideInference:
     """Everything that a report needs of one slide.
 
-    ``raw_score`` is the students' mean before calibration, ``score`` what came of it.
+    ``raw_score`` is the students' score before calibration, ``score`` what came of it.
     """
 
     properties: SlideProperties
@@ -56,8 +58,34 @@ class SlideInference:
     timing_s: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What the students say of N tiles.
+
+    Attributes:
+        probabilities: of the positive class, float32 (N,) of each student.
+        embeddings: float16 N x D of each student; empty where the pooling does without.
+    """
+
+    probabilities: dict[str, np.ndarray]
+    embeddings: dict[str, np.ndarray]
+
+    @classmethod
+    def together(cls, parts: Sequence[Seen]) -> Seen:
+        """All tiles of several."""
+        return cls(
+            *(
+                {
+                    name: np.concatenate([getattr(part, kind)[name] for part in parts])
+                    for name in getattr(parts[0], kind)
+                }
+                for kind in ("probabilities", "embeddings")
+            )
+        )
+
+
 class Students:
-    """The students' ONNX sessions; loaded once for many slides."""
+    """The students' ONNX sessions, and the heads of a learned pooling; loaded once."""
 
     def __init__(self, package: ModelPackage) -> None:
         self._positive = package.manifest.classes.index(package.manifest.positive)
@@ -66,16 +94,25 @@ class Students:
             student.name: _session(package.folder / student.onnx)
             for student in package.manifest.students
         }
+        learned = package.manifest.slide_head.learned
+        self._heads = None
+        if learned is not None:
+            models = {
+                name: (package.folder / path).read_bytes() for name, path in learned.onnx.items()
+            }
+            self._heads = SlideHeads(learned.kind, models)
 
-    def __call__(self, tiles: np.ndarray) -> dict[str, np.ndarray]:
-        """Probability of the positive class, (N,) for each student, of uint8 N x H x W x 3.
+    def __call__(self, tiles: np.ndarray) -> Seen:
+        """What the students say of tiles, uint8 N x H x W x 3.
 
         Raises:
             ModelPackageError: a student gives something that is not a probability.
         """
-        probabilities = {}
+        probabilities, embeddings = {}, {}
+        outputs = ["probabilities"] if self._heads is None else ["probabilities", "embeddings"]
         for name, session in self._sessions.items():
-            values = session.run(["probabilities"], {"tiles": tiles})[0][:, self._positive]
+            of_classes, *pooled = session.run(outputs, {"tiles": tiles})
+            values = of_classes[:, self._positive]
             if not ((values >= -_ROUNDING) & (values <= 1 + _ROUNDING)).all():
                 raise ModelPackageError(
                     f"{name} gave a probability that is not a number between 0 and 1",
@@ -83,7 +120,29 @@ class Students:
                     remedy="The network is broken; use another model.",
                 )
             probabilities[name] = np.clip(values, 0, 1)
-        return probabilities
+            if pooled:
+                # As 'medkd predict' keeps them for the head's training.
+                embeddings[name] = pooled[0].astype(np.float16)
+        return Seen(probabilities, embeddings)
+
+    def score(self, seen: Seen) -> SlideScore:
+        """The score of a slide, before calibration, by the pooling of the package.
+
+        Raises:
+            ModelPackageError: a head gives something that is not a probability.
+        """
+        manifest = self._package.manifest
+        head = manifest.slide_head
+        options: dict[str, Any] = {
+            "resamples": manifest.slide_level.bootstrap_resamples,
+            "confidence": manifest.slide_level.confidence,
+        }
+        if self._heads is not None:
+            return self._heads.interval([seen.embeddings], **options)
+        assert not isinstance(head.pooling, LearnedPooling)
+        return pool_slide(
+            seen.probabilities, pooling=head.pooling, ensembling=head.ensembling, **options
+        )
 
 
 def _normalised(tile: np.ndarray, stain: StainReference | None) -> np.ndarray:
@@ -135,15 +194,14 @@ def infer_slide(
     parameters, stain = manifest.preprocessing.tile, manifest.preprocessing.stain
     began = time.perf_counter()
     spent = {"read": 0.0, "model": 0.0}
-    collected: dict[str, list[np.ndarray]] = {s.name: [] for s in manifest.students}
+    collected: list[Seen] = []
     places: list[tuple[int, int]] = []
     fates: list[str] = []
     batch: list[np.ndarray] = []
 
     def flush() -> None:
         started = time.perf_counter()
-        for name, values in students(np.stack(batch)).items():
-            collected[name].append(values)
+        collected.append(students(np.stack(batch)))
         batch.clear()
         spent["model"] += time.perf_counter() - started
 
@@ -165,13 +223,9 @@ def infer_slide(
     raw: SlideScore | None = None
     tiles: tuple[ScoredTile, ...] = ()
     if places:
-        probabilities = {name: np.concatenate(parts) for name, parts in collected.items()}
-        raw = pool_slide(
-            probabilities,
-            resamples=manifest.slide_level.bootstrap_resamples,
-            confidence=manifest.slide_level.confidence,
-        )
-        mean = np.mean(list(probabilities.values()), axis=0)
+        seen = Seen.together(collected)
+        raw = students.score(seen)
+        mean = np.mean(list(seen.probabilities.values()), axis=0)
         tiles = tuple(ScoredTile(x, y, float(p)) for (x, y), p in zip(places, mean, strict=True))
     score = None if raw is None else raw.calibrated(manifest.calibration)
     point = manifest.operating_point

@@ -74,9 +74,7 @@ class Result(Strict):
     slide_id: str
     call: str = Field(description="MSS, MSI suspected, indeterminate or no result.")
     reasons: Annotated[tuple[str, ...], Field(strict=False)]
-    score: float | None = Field(
-        None, description="Mean over students and tiles, before calibration."
-    )
+    score: float | None = Field(None, description="Of the students together, before calibration.")
     calibration: str = Field("none", description="Kind of the map from score to probability.")
     probability_msi: float | None
     interval: Interval | None = Field(description="Of the probability.")

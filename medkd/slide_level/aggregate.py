@@ -1,13 +1,13 @@
 """From the predictions of all tiles to calls of all slides and patients, and how good they are.
 
-A patient's score is the mean over all tiles of the patient's slides: a large slide weighs more than
-a small one because it shows more of the tumour.
+Unless told otherwise a patient's score is the mean over all tiles of the patient's slides: a large
+slide weighs more than a small one because it shows more of the tumour.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,15 @@ from medkd.progress import Advance
 from medkd.slide_level.calibration_error import calibration_figures
 from medkd.slide_level.call import make_call
 from medkd.slide_level.decisions import Decisions, decide
-from medkd.slide_level.labelled import FEWEST_PATIENTS
+from medkd.slide_level.labelled import FEWEST_PATIENTS, label_of
 from medkd.slide_level.operating_point import OperatingPoint
-from medkd.slide_level.pooling import MEAN_PROBABILITY, SlideScore
+from medkd.slide_level.pooling import SlideScore
 from medkd.slide_level.prediction_file import SlideTiles
 from medkd.slide_level.resampling import bootstrap
 from medkd.slide_level.scored import scored_patients
 from medkd.slide_level.slide_head import PackagedSlideHead
+from medkd.slide_level.slide_pooling import ProbabilityPooling
+from medkd.slide_level.slide_pooling_fit import fit_slide_pooling
 from medkd.slide_level.statistics import AUROC, sensitivity_at, specificity_at
 from medkd.slide_level.streaming import ENSEMBLE, pool_predictions
 from medkd.slide_level.tile_areas import TileAreas
@@ -35,14 +37,23 @@ from medkd.slide_level.tile_areas import TileAreas
 
 @dataclass(frozen=True)
 class Aggregation:
-    """What aggregation came to; the tables are described in docs/files.md."""
+    """What aggregation came to; the tables are described in docs/files.md.
+
+    Attributes:
+        slides, patients: calls.
+        poolings: patients' scores by every pooling.
+        decisions: what is fitted to validation patients.
+        evaluation: figures on test patients.
+        slide_head, head_files: how tiles become scores, for the model package.
+    """
 
     slides: pd.DataFrame
     patients: pd.DataFrame
+    poolings: pd.DataFrame
     decisions: Decisions
     evaluation: dict[str, Any]
-    slide_head: PackagedSlideHead = PackagedSlideHead(pooling=MEAN_PROBABILITY)
-    head_files: Mapping[str, bytes] = field(default_factory=dict)
+    slide_head: PackagedSlideHead
+    head_files: Mapping[str, bytes]
 
     @property
     def operating_point(self) -> OperatingPoint:
@@ -57,6 +68,7 @@ def aggregate(
     students: Sequence[str],
     config: Config,
     *,
+    embeddings: Path,
     date: str,
     synthetic: bool,
     advance: Advance | None = None,
@@ -69,34 +81,45 @@ def aggregate(
         tissue_mm2: of each slide.
         students: names of the networks that ship; their mean is the ensemble.
         config: the experiment.
+        embeddings: the folder, as in docs/files.md; looked at by learned poolings only.
         date: of the operating point, ISO.
         synthetic: whether any slide was drawn.
         advance: told of every slide that is read.
 
     Raises:
-        StageError: a role, a student or a label is absent, or a probability is not a number.
+        StageError: a role, a student or a label is absent, a probability is not a number, or a
+            learned pooling has no embeddings or too few patients.
     """
     settings, positive = config.slide_level, config.data.positive
-    areas = TileAreas(
-        {patient: label == positive for patient, label in labels.items()}, students, ENSEMBLE
-    )
+    is_positive = {patient: label == positive for patient, label in labels.items()}
+    shipped, *others = [
+        fit_slide_pooling(
+            kind, predictions, embeddings, is_positive, students, settings, seed=config.seed
+        )
+        for kind in (settings.pooling, *settings.compare_poolings)
+    ]
+    areas = TileAreas(is_positive, students, ENSEMBLE)
+    compared: list[dict[str, Any]] = []
 
-    def take(slide: SlideTiles) -> None:
-        if slide.patient_id not in labels:
-            raise StageError(
-                f"patient '{slide.patient_id}' has no label",
-                where=predictions,
-                remedy="Add it to slides.csv.",
-            )
-        areas.add(slide)
+    def take(of_patient: Sequence[SlideTiles]) -> None:
+        patient_id, role = of_patient[0].patient_id, of_patient[0].role
+        label = label_of(labels, patient_id, predictions)
+        for slide in of_patient:
+            areas.add(slide)
+        for kind, pooling in zip(settings.compare_poolings, others, strict=True):
+            found = pooling.score(of_patient, resamples=0, confidence=settings.confidence)
+            key = {"pooling": kind, "patient_id": patient_id, "role": role, "label": label}
+            compared.append({**key, "tiles": found.tiles, "score": found.score})
 
+    by_sums = isinstance(shipped, ProbabilityPooling) and shipped.is_mean_of_tiles
     pooled = pool_predictions(
         predictions,
         students,
         resamples=settings.bootstrap_resamples,
         confidence=settings.confidence,
+        pooling=None if by_sums else shipped,
         advance=advance,
-        on_slide=take,
+        on_patient=take,
     )
     slides, patients = pooled.slides, pooled.patients
     for role in ROLES:
@@ -107,13 +130,7 @@ def aggregate(
     for table in (slides, patients):
         table.insert(table.columns.get_loc("role") + 1, "label", table["patient_id"].map(labels))
     chosen_on = patients[(patients["role"] == "validation") & (patients["network"] == ENSEMBLE)]
-    decisions = decide(
-        (chosen_on["label"] == positive).to_numpy(),
-        chosen_on["score"].to_numpy(),
-        settings,
-        seed=config.seed,
-        date=date,
-    )
+    decisions = _decided(chosen_on, config, date)
     of_slides = slides["slide_id"].map(tissue_mm2)
     ensemble = slides["network"] == ENSEMBLE
     by_patient = of_slides[ensemble].groupby(slides.loc[ensemble, "patient_id"]).sum()
@@ -124,7 +141,56 @@ def aggregate(
         table["call"] = _calls(table, area, decisions, config)
     evaluation = _evaluate(slides, patients, decisions, areas.areas(), config)
     evaluation["synthetic"] = synthetic
-    return Aggregation(slides, patients, decisions, evaluation)
+    return Aggregation(
+        slides,
+        patients,
+        _poolings(patients, decisions, compared, config, date),
+        decisions,
+        evaluation,
+        shipped.packaged,
+        shipped.files,
+    )
+
+
+def _decided(validation: pd.DataFrame, config: Config, date: str) -> Decisions:
+    """What is fitted to validation patients, given as rows with ``label`` and ``score``."""
+    return decide(
+        (validation["label"] == config.data.positive).to_numpy(),
+        validation["score"].to_numpy(),
+        config.slide_level,
+        seed=config.seed,
+        date=date,
+    )
+
+
+def _poolings(
+    patients: pd.DataFrame,
+    decisions: Decisions,
+    compared: list[dict[str, Any]],
+    config: Config,
+    date: str,
+) -> pd.DataFrame:
+    """Scores of patients by the pooling that ships and by each other, each with its own threshold."""
+    settings = config.slide_level
+    own = patients[patients["network"] == ENSEMBLE]
+    known = ["patient_id", "role", "label", "tiles", "score"]
+    table = own[known].assign(pooling=settings.pooling, shipped=True)
+    parts = [
+        table.assign(probability=own["probability"], threshold=decisions.operating_point.threshold)
+    ]
+    others = pd.DataFrame(compared, columns=["pooling", *known])
+    for kind in settings.compare_poolings:
+        part = others[others["pooling"] == kind].sort_values(["patient_id", "role"])
+        decided = _decided(part[part["role"] == "validation"], config, date)
+        parts.append(
+            part.assign(
+                shipped=False,
+                probability=decided.calibration(part["score"].to_numpy()),
+                threshold=decided.operating_point.threshold,
+            )
+        )
+    columns = ["pooling", "shipped", *known, "probability", "threshold"]
+    return pd.concat(parts, ignore_index=True)[columns].astype({"tiles": "int32"})
 
 
 def _calls(

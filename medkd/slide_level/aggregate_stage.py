@@ -67,6 +67,7 @@ def run_aggregate_stage(config: Config) -> AggregateResult:
             {slide_id: float(record["tissue_area_mm2"]) for slide_id, record in records.items()},
             [student.name for student in package.manifest.students],
             config,
+            embeddings=folder / "embeddings",
             date=datetime.now(UTC).date().isoformat(),
             synthetic=package.manifest.provenance.trained_on_synthetic,
             advance=advance,
@@ -83,7 +84,11 @@ def run_aggregate_stage(config: Config) -> AggregateResult:
 
 def _write(config: Config, result: Aggregation) -> None:
     folder = config.run_folder
-    for name, table in (("slide_calls", result.slides), ("patient_calls", result.patients)):
+    for name, table in (
+        ("slide_calls", result.slides),
+        ("patient_calls", result.patients),
+        ("patient_poolings", result.poolings),
+    ):
         with atomic_path(folder / f"{name}.parquet") as path:
             table.to_parquet(path, index=False)
     with atomic_path(folder / "slide_calls.csv") as path:

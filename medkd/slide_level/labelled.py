@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
 from medkd.errors import StageError
 
 FEWEST_PATIENTS = 3
+
+T = TypeVar("T")
 
 
 def check_labelled(
@@ -60,3 +64,16 @@ def check_labelled(
             remedy=more,
         )
     return labels, scores
+
+
+def label_of(labels: Mapping[str, T], patient_id: str, where: Path) -> T:
+    """The label of a patient of a file of predictions or embeddings.
+
+    Raises:
+        StageError: there is none.
+    """
+    if patient_id not in labels:
+        raise StageError(
+            f"patient '{patient_id}' has no label", where=where, remedy="Add it to slides.csv."
+        )
+    return labels[patient_id]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from medkd.config.slide_level import HeadArchitecture
+from medkd.config.slide_level import HeadArchitecture, PatientPooling
 from medkd.errors import ModelPackageError
 from medkd.slide_level.calibration import expit
-from medkd.slide_level.pooling import SlideScore, of_resamples
+from medkd.slide_level.pooling import SlideScore, of_resamples, slide_score, slides_together
 
 _LEAST_LOG_WEIGHT = 700.0
 _OUTPUTS = ("probability", "attention", "attention_scores", "tile_logits")
@@ -76,44 +77,52 @@ class SlideHeads:
 
     def interval(
         self,
-        embeddings: Mapping[str, np.ndarray],
+        slides: Sequence[Mapping[str, np.ndarray]],
         *,
+        patient: PatientPooling = "tiles",
         resamples: int,
         confidence: float,
         seed: int = 0,
     ) -> SlideScore:
-        """The score with a bootstrap interval over tiles.
+        """The score of a slide, or of several of one patient, with a bootstrap interval over tiles.
 
         A head weighs tiles by scores and takes the mean of their logits, so a resample needs
         nothing but these: it is exactly the score of the tiles written out. Tiles of a transformer
-        have looked at one another before; they keep what they saw of the whole slide.
+        have looked at one another before; they keep what they saw of all.
 
         Args:
-            embeddings: as for a score.
-            resamples, confidence, seed: of the bootstrap; a tile is drawn with all its students.
+            slides: of each slide its embeddings, as for a score.
+            patient: how several slides come together, see
+                :func:`medkd.slide_level.pooling.pool_patient`.
+            resamples, confidence, seed: of the bootstrap; a tile is drawn with all its students. 0
+                resamples give no interval.
 
         Raises:
             ModelPackageError, ValueError: as for a score.
         """
-        said = self._run(embeddings)
-        found = _together(said)
-        drawn = of_resamples(
-            self.tiles(embeddings), resamples, seed, lambda c: self._drawn(said, c)
-        )
-        tail = (1 - confidence) / 2
-        lower, upper = np.quantile(drawn, [tail, 1 - tail])
-        values = found.students.values()
-        return SlideScore(
-            score=found.score,
-            lower=float(lower),
-            upper=float(upper),
-            students=found.students,
-            disagreement=max(values) - min(values),
-            tiles=len(found.attention),
+        if patient == "tiles" and len(slides) > 1:
+            slides = [{s: np.concatenate([one[s] for one in slides]) for s in self._sessions}]
+        random = np.random.default_rng(seed)
+        scores, drawn = [], []
+        for embeddings in slides:
+            said = self._run(embeddings)
+            scores.append(_together(said))
+            tiles = len(scores[-1].attention)
+            drawn.append(of_resamples(tiles, resamples, random, partial(self._drawn, said)))
+        if len(slides) == 1:
+            found = scores[0]
+            return slide_score(found.score, drawn[0], found.students, confidence, tiles)
+        return slides_together(
+            patient,
+            [one.score for one in scores],
+            drawn,
+            [one.students for one in scores],
+            confidence,
+            sum(len(one.attention) for one in scores),
         )
 
     def _run(self, embeddings: Mapping[str, np.ndarray]) -> dict[str, _Said]:
-        self.tiles(embeddings)
+        self._check(embeddings)
         found = {}
         for student, session in self._sessions.items():
             given = np.ascontiguousarray(embeddings[student], np.float32)
@@ -142,8 +151,7 @@ class SlideHeads:
         weights = np.exp(np.maximum(said.scores - said.scores.max(), -_LEAST_LOG_WEIGHT))
         return counts @ (weights * said.tile_logits) / (counts @ weights)
 
-    def tiles(self, embeddings: Mapping[str, np.ndarray]) -> int:
-        """How many tiles there are; errors are those of a score."""
+    def _check(self, embeddings: Mapping[str, np.ndarray]) -> None:
         counts = set()
         for student, session in self._sessions.items():
             if student not in embeddings:
@@ -161,7 +169,6 @@ class SlideHeads:
             raise ValueError("the students have unequal numbers of tiles")
         if counts == {0}:
             raise ValueError("there is no tile to pool")
-        return counts.pop()
 
 
 def _together(said: Mapping[str, _Said]) -> HeadScore:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -66,7 +66,8 @@ def pool_slide(
     Args:
         probabilities: for each student the positive class's probability of each tile, float,
             (tiles,), the same tiles in the same order.
-        resamples: bootstrap resamples of tiles; a tile is drawn with all its students.
+        resamples: bootstrap resamples of tiles; a tile is drawn with all its students. 0 gives no
+            interval: NaN.
         confidence: level of the interval.
         seed: of the resampling; the same tiles give the same interval.
         pooling: of tiles.
@@ -78,7 +79,7 @@ def pool_slide(
     """
     values = _of_students(probabilities)
     drawn = _resampled(values, pooling, ensembling, resamples, np.random.default_rng(seed))
-    return _slide_score(
+    return slide_score(
         _ensemble(values, ensembling, lambda tiles: pool(pooling, tiles)),
         drawn,
         dict(zip(probabilities, (pool(pooling, tiles) for tiles in values), strict=True)),
@@ -139,17 +140,45 @@ def pool_patient(
             pooling=pooling,
             ensembling=ensembling,
         )
-    together = np.max if patient == "max_of_slides" else np.mean
     random = np.random.default_rng(seed)
-    scores = [_ensemble(values, ensembling, lambda tiles: pool(pooling, tiles)) for values in seen]
-    drawn = [_resampled(values, pooling, ensembling, resamples, random) for values in seen]
-    of_students = together([[pool(pooling, tiles) for tiles in values] for values in seen], axis=0)
-    return _slide_score(
-        float(together(scores)),
-        together(drawn, axis=0),
-        dict(zip(names, of_students.tolist(), strict=True)),
+    return slides_together(
+        patient,
+        [_ensemble(values, ensembling, lambda tiles: pool(pooling, tiles)) for values in seen],
+        [_resampled(values, pooling, ensembling, resamples, random) for values in seen],
+        [
+            {name: pool(pooling, tiles) for name, tiles in zip(names, values, strict=True)}
+            for values in seen
+        ],
         confidence,
         sum(values.shape[1] for values in seen),
+    )
+
+
+def slides_together(
+    patient: PatientPooling,
+    scores: Sequence[float],
+    drawn: Sequence[np.ndarray],
+    students: Sequence[Mapping[str, float]],
+    confidence: float,
+    tiles: int,
+) -> SlideScore:
+    """The score of a patient from those of slides, by their mean or the highest.
+
+    Args:
+        patient: ``mean_of_slides`` or ``max_of_slides``.
+        scores: of the ensemble, of each slide.
+        drawn: of each slide, scores in resamples of its tiles, (resamples,).
+        students: of each slide, the score of every student.
+        confidence: level of the interval.
+        tiles: of all slides.
+    """
+    together = np.max if patient == "max_of_slides" else np.mean
+    return slide_score(
+        float(together(scores)),
+        together(drawn, axis=0),
+        {name: float(together([one[name] for one in students])) for name in students[0]},
+        confidence,
+        tiles,
     )
 
 
@@ -212,16 +241,19 @@ def _resampled(
     )
 
 
-def _slide_score(
-    score: float, drawn: np.ndarray, students: dict[str, float], confidence: float, tiles: int
+def slide_score(
+    score: float, drawn: np.ndarray, students: Mapping[str, float], confidence: float, tiles: int
 ) -> SlideScore:
-    tail = (1 - confidence) / 2
-    lower, upper = np.quantile(drawn, [tail, 1 - tail])
+    """A score with the interval of its resamples, (resamples,); NaN where there is none."""
+    lower, upper = np.nan, np.nan
+    if len(drawn):
+        tail = (1 - confidence) / 2
+        lower, upper = np.quantile(drawn, [tail, 1 - tail])
     return SlideScore(
         score=score,
         lower=float(lower),
         upper=float(upper),
-        students=students,
+        students=dict(students),
         disagreement=max(students.values()) - min(students.values()),
         tiles=tiles,
     )

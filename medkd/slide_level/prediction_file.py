@@ -144,6 +144,23 @@ class PredictionFile:
                 self._aligned(self._slide_ids[code], rows),
             )
 
+    def patients(self) -> Iterator[list[SlideTiles]]:
+        """All slides of each patient, as soon as the last of them is read.
+
+        A slide waits for the others of its patient in memory.
+
+        Raises:
+            StageError: as for :meth:`slides`.
+        """
+        remaining = self.slides_of_patients()
+        begun: dict[str, dict[str, list[SlideTiles]]] = {}
+        for slide in self.slides():
+            of_roles = begun.setdefault(slide.patient_id, {})
+            of_roles.setdefault(slide.role, []).append(slide)
+            remaining[slide.patient_id] -= 1
+            if not remaining[slide.patient_id]:
+                yield from begun.pop(slide.patient_id).values()
+
     def _check_together(self) -> None:
         """Rows of a slide may begin and end in shared parts; those between are its own."""
         for code, slide in self._slides.items():

@@ -1,7 +1,6 @@
 """From a file of tile predictions of any length to scores of slides and patients, in one pass.
 
-Memory does not grow with the number of tiles: a slide is pooled as soon as its rows are read, and
-of a patient whose slides are not all read yet only sums are kept.
+Memory holds the tiles of patients whose slides are not all read yet, at 4 bytes a prediction.
 """
 
 from __future__ import annotations
@@ -17,9 +16,13 @@ import pandas as pd
 from medkd.errors import StageError
 from medkd.progress import Advance
 from medkd.slide_level.prediction_file import PredictionFile, SlideTiles
+from medkd.slide_level.slide_pooling import SlidePooling
 from medkd.slide_level.tile_weights import TileWeights
 
 ENSEMBLE = "ensemble"
+
+MOST_RESAMPLES = 500
+"""Of intervals by poolings other than the mean, which sort the tiles."""
 
 
 @dataclass(frozen=True)
@@ -67,21 +70,26 @@ def pool_predictions(
     resamples: int,
     confidence: float,
     seed: int = 0,
+    pooling: SlidePooling | None = None,
     advance: Advance | None = None,
-    on_slide: Callable[[SlideTiles], None] | None = None,
+    on_patient: Callable[[Sequence[SlideTiles]], None] | None = None,
 ) -> PooledPredictions:
-    """Pool a file of predictions by the mean, with bootstrap intervals over tiles.
+    """Pool a file of predictions, with bootstrap intervals over tiles.
 
-    Means are float64 over all tiles (and students); a patient's is that over all tiles of the
-    patient's slides. Intervals are percentiles of means under the weights of
+    Without ``pooling`` by the mean: float64 over all tiles (and students); a patient's is that
+    over all tiles of the patient's slides. Intervals are percentiles of means under the weights of
     :class:`medkd.slide_level.tile_weights.TileWeights`, with all networks of a tile together.
+
+    With ``pooling`` the ensemble alone has intervals, of at most :data:`MOST_RESAMPLES`, and of
+    the networks only those have rows of which the pooling can say something.
 
     Args:
         path: of ``predictions.parquet``, see docs/files.md.
         students: names of the networks that ship.
         resamples, confidence, seed: of the bootstrap.
+        pooling: how tiles come together; None: by the mean of all.
         advance: told of every slide that is done.
-        on_slide: given every slide's predictions, so that no second pass is needed for them.
+        on_patient: given all slides of every patient, so that no second pass is needed for them.
 
     Raises:
         StageError: a student is absent, or as
@@ -97,37 +105,61 @@ def pool_predictions(
             )
     shipped = [file.networks.index(student) for student in students]
     weights = TileWeights(resamples, seed)
-    remaining = file.slides_of_patients()
-    begun: dict[tuple[str, str], _Sums] = {}
     slides: list[dict[str, Any]] = []
     patients: list[dict[str, Any]] = []
-    for slide in file.slides():
-        if on_slide is not None:
-            on_slide(slide)
-        key = {"patient_id": slide.patient_id, "role": slide.role}
-        before = begun.pop((slide.patient_id, slide.role), None)
-        sums = _sums(slide.probabilities, weights, first=before.tiles if before else 0)
-        slides += _rows(
-            {"slide_id": slide.slide_id, **key}, file.networks, shipped, sums, confidence
-        )
-        together = before + sums if before else sums
-        remaining[slide.patient_id] -= 1
-        begun[slide.patient_id, slide.role] = together
-        if not remaining[slide.patient_id]:
-            for role in [role for patient, role in begun if patient == slide.patient_id]:
-                done = begun.pop((slide.patient_id, role))
-                patients += _rows(
-                    {"patient_id": slide.patient_id, "role": role},
-                    file.networks,
-                    shipped,
-                    done,
-                    confidence,
-                )
-        if advance is not None:
-            advance()
+    for of_patient in file.patients():
+        if on_patient is not None:
+            on_patient(of_patient)
+        key = {"patient_id": of_patient[0].patient_id, "role": of_patient[0].role}
+        together: _Sums | None = None
+        for slide in of_patient:
+            of_slide = {"slide_id": slide.slide_id, **key}
+            if pooling is not None:
+                slides += _pooled_rows(of_slide, [slide], students, pooling, resamples, confidence)
+            else:
+                sums = _sums(slide.probabilities, weights, first=together.tiles if together else 0)
+                slides += _rows(of_slide, file.networks, shipped, sums, confidence)
+                together = together + sums if together else sums
+            if advance is not None:
+                advance()
+        if together is not None:
+            patients += _rows(key, file.networks, shipped, together, confidence)
+        elif pooling is not None:
+            patients += _pooled_rows(key, of_patient, students, pooling, resamples, confidence)
     return PooledPredictions(
         _table(slides, ["slide_id", "patient_id", "role"]), _table(patients, ["patient_id", "role"])
     )
+
+
+def _pooled_rows(
+    key: dict[str, str],
+    slides: Sequence[SlideTiles],
+    students: Sequence[str],
+    pooling: SlidePooling,
+    resamples: int,
+    confidence: float,
+) -> list[dict[str, Any]]:
+    ensemble = pooling.score(
+        slides, resamples=min(resamples, MOST_RESAMPLES), confidence=confidence
+    )
+    scores: dict[str, float | None] = {
+        name: ensemble.students[name] if name in students else pooling.alone(slides, name)
+        for name in slides[0].networks
+    }
+    scores[ENSEMBLE] = ensemble.score
+    return [
+        {
+            **key,
+            "network": network,
+            "tiles": ensemble.tiles,
+            "score": score,
+            "lower": ensemble.lower if network == ENSEMBLE else np.nan,
+            "upper": ensemble.upper if network == ENSEMBLE else np.nan,
+            "disagreement": ensemble.disagreement if network == ENSEMBLE else np.nan,
+        }
+        for network, score in scores.items()
+        if score is not None
+    ]
 
 
 def _sums(probabilities: np.ndarray, weights: TileWeights, first: int) -> _Sums:

@@ -55,6 +55,21 @@ def test_what_is_drawn_is_a_function_of_seed_epoch_and_index() -> None:
     assert all(first_of_each(bags[epoch, 2]["embedding"]) == [50] for epoch in range(5))
 
 
+def test_rows_of_a_bag_may_lie_anywhere_and_in_half_precision(tmp_path: Path) -> None:
+    """As tiles of a patient's slides do in the file of a run; 0.1 is no float16."""
+    np.save(tmp_path / "rows.npy", (ROWS + 0.1).astype(np.float16))
+    half = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    bags = EmbeddingBags(half, OFFSETS, LABELS, rows=np.array([5, 0, 4, 1, 3, 2]))
+    for one in (bags, pickle.loads(pickle.dumps(bags))):
+        assert [first_of_each(one[n]["embedding"]) for n in range(3)] == [
+            [50, 0],
+            [40, 10, 30],
+            [20],
+        ]
+        assert one[0]["embedding"].dtype == torch.float32
+        assert one[0]["embedding"][1, 0] == np.float32(np.float16(0.1))
+
+
 def test_they_are_collated_like_tiles() -> None:
     bags = EmbeddingBags(ROWS, OFFSETS, LABELS)
     batch = collate_bags([bags[0], bags[1]])
@@ -94,12 +109,13 @@ def test_embeddings_in_a_file_are_mapped_again_and_not_sent(tmp_path: Path) -> N
     [
         (
             {"embeddings": ROWS.astype(np.float64)},
-            "embeddings: the embeddings are float64 of shape 6 x 2. Give float32, a row for each "
-            "tile.",
+            "embeddings: the embeddings are float64 of shape 6 x 2. Give float32 or float16, a row "
+            "for each tile.",
         ),
         (
             {"embeddings": ROWS[:, 0]},
-            "embeddings: the embeddings are float32 of shape 6. Give float32, a row for each tile.",
+            "embeddings: the embeddings are float32 of shape 6. Give float32 or float16, a row "
+            "for each tile.",
         ),
         (
             {"offsets": [0, 2, 6]},
@@ -120,6 +136,16 @@ def test_embeddings_in_a_file_are_mapped_again_and_not_sent(tmp_path: Path) -> N
             {"bag_ids": ["A"]},
             "bag_ids: there are 1 bag_ids, and 3 are needed. Give one for each bag, and one place "
             "for each embedding.",
+        ),
+        (
+            {"rows": [0, 1, 2, 3, 4, 6]},
+            "rows: rows from 0 to 6 do not fit 6 embeddings. Give numbers of embeddings, counted "
+            "from 0.",
+        ),
+        (
+            {"rows": [0, 1, 2]},
+            "offsets: 4 offsets from 0 to 6 do not fit 3 labels and 3 embeddings. Give one more "
+            "than there are labels, from 0 to the number of embeddings.",
         ),
         (
             {"places": np.zeros((5, 2))},

@@ -37,14 +37,14 @@ def test_students_are_what_their_formula_says(package_folder):
     tiles[2, ..., 0] = 255
     tiles[..., 1:] = 77  # green and blue do not count
     found = students(tiles)
-    np.testing.assert_allclose(found["student1"], [0, 0.5, 1], atol=1e-6)
-    np.testing.assert_allclose(found["student2"], [0.3, 0.55, 0.8], atol=1e-6)
+    np.testing.assert_allclose(found.probabilities["student1"], [0, 0.5, 1], atol=1e-6)
+    np.testing.assert_allclose(found.probabilities["student2"], [0.3, 0.55, 0.8], atol=1e-6)
 
 
 def test_the_positive_class_is_found_by_its_name(make_package, tmp_path):
     package = load_package(make_package(tmp_path, classes=["MSI", "MSS"]))
     white = np.full((1, 64, 64, 3), 255, np.uint8)
-    np.testing.assert_allclose(Students(package)(white)["student1"], [0], atol=1e-6)
+    np.testing.assert_allclose(Students(package)(white).probabilities["student1"], [0], atol=1e-6)
 
 
 def test_means_over_tiles_and_students(flat):

@@ -81,6 +81,7 @@ def aggregated(
             {**dict.fromkeys(table["slide_id"], 2.0), **(tissue_mm2 or {})},
             STUDENTS,
             config,
+            embeddings=Path(folder) / "embeddings",
             date="2030-01-02",
             synthetic=synthetic,
         )

@@ -51,7 +51,7 @@ def test_every_method_trains_predicts_and_ships(cohort: Cohort, method: str) -> 
     weights = b"".join(path.read_bytes() for path in (config.model_folder / "students").iterdir())
     assert b"teacher" not in weights
     tile = np.zeros((1, 64, 64, 3), np.uint8)
-    shipped = Students(package)(tile)
+    shipped = Students(package)(tile).probabilities
     cohort_now = build_cohort(config, graph)
     for name, module in cohort_now.own_modules().items():
         module.load_state_dict(load_file(config.run_folder / "networks" / f"{name}.safetensors"))

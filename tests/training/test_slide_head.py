@@ -281,7 +281,7 @@ def check_resamples(head: SlideHead) -> None:
             for count in counts
         ]
     heads = SlideHeads(head.architecture, {"student": export_slide_head(head)})
-    found = heads.interval({"student": embeddings.numpy()}, resamples=200, confidence=0.9, seed=5)
+    found = heads.interval([{"student": embeddings.numpy()}], resamples=200, confidence=0.9, seed=5)
     assert (found.lower, found.upper) == pytest.approx(np.quantile(drawn, [0.05, 0.95]), abs=1e-5)
 
 

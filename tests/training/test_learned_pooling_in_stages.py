@@ -1,0 +1,52 @@
+"""A learned pooling from the embeddings of a run to the call of one slide."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from medkd.inference.engine import Students, infer_slide
+from medkd.inference.package import load_package
+from medkd.slide_level.aggregate_stage import run_aggregate_stage
+from medkd.training.predict_stage import run_predict_stage
+from medkd.training.train_stage import run_train_stage
+from tests.conftest import Cohort
+
+
+def test_one_slide_gets_the_score_of_aggregation(cohort: Cohort) -> None:
+    config = cohort.variant(
+        "train.epochs=1",
+        "slide_level.pooling=gated_attention",
+        "slide_level.compare_poolings=[mean_probability]",
+        "slide_level.head={epochs: 5, hidden: 8}",
+        "slide_level.bootstrap_resamples=100",
+    )
+    run_train_stage(config, cohort.rows)
+    run_predict_stage(config, cohort.rows, embeddings=True)
+    run_aggregate_stage(config)
+    package = load_package(config.model_folder)
+    assert package.manifest.slide_head.pooling.kind == "gated_attention"
+    assert (
+        "what the students' gated attention heads say of its tiles' embeddings"
+        in (config.model_folder / "model_card.md").read_text()
+    )
+    calls = pd.read_parquet(config.run_folder / "slide_calls.parquet")
+    calls = calls[calls["network"] == "ensemble"].set_index("slide_id")
+    slide = cohort.rows[0]
+    found = infer_slide(slide.path, package, Students(package))
+    assert found.raw_score == pytest.approx(calls.at[slide.slide_id, "score"], abs=1e-4)
+    assert found.score.lower <= found.score.score <= found.score.upper
+    # It is another score than the mean of the tiles.
+    mean = sum(tile.probability for tile in found.tiles) / len(found.tiles)
+    assert abs(found.raw_score - mean) > 1e-3
+
+    poolings = pd.read_parquet(config.run_folder / "patient_poolings.parquet")
+    assert list(dict.fromkeys(poolings["pooling"])) == ["gated_attention", "mean_probability"]
+
+    # Another pooling of the same run replaces the head in the package.
+    run_aggregate_stage(cohort.variant("train.epochs=1", "slide_level.bootstrap_resamples=100"))
+    again = load_package(config.model_folder)
+    assert again.manifest.slide_head.pooling.kind == "mean_probability"
+    assert infer_slide(slide.path, again, Students(again)).raw_score == pytest.approx(
+        mean, abs=1e-6
+    )
