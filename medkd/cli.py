@@ -13,6 +13,7 @@ import typer
 
 from medkd import __version__
 from medkd.cli_config import config_app
+from medkd.cli_evaluate import evaluate
 from medkd.cli_import import import_app
 from medkd.cli_methods import methods_app, networks
 from medkd.cli_options import ConfigOption, SetOption, load_rows, load_settings
@@ -207,6 +208,10 @@ def aggregate(config: ConfigOption = None, assignments: SetOption = None) -> Non
     )
     for line in result.lines:
         print(line)
+
+
+# Here, so that the help names it after aggregate.
+app.command()(evaluate)
 
 
 @app.command()

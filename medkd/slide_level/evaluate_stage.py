@@ -120,8 +120,20 @@ def _report(given: EvaluationInput, package: ModelPackage, config: Config) -> di
             "operating_point": point.model_dump(mode="json"),
             "gates": manifest.gates.model_dump(mode="json"),
             "tile": {
-                "mpp": manifest.preprocessing.tile.mpp,
-                "size_px": manifest.preprocessing.tile.size_px,
+                **manifest.preprocessing.tile.model_dump(
+                    mode="json",
+                    include={
+                        "mpp",
+                        "size_px",
+                        "min_tissue",
+                        "max_pen",
+                        "max_fold",
+                        "max_white",
+                        "min_focus",
+                    },
+                ),
+                "imported": given.imported,
+                "annotated": config.tile.annotations is not None,
                 "stain": None
                 if manifest.preprocessing.stain is None
                 else manifest.preprocessing.stain.method,

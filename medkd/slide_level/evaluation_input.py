@@ -49,6 +49,7 @@ class EvaluationInput:
             each value that a patient's slides have.
         roles: of every role with ``patients``, ``positives`` (of slides.csv) and ``scored``.
         synthetic_slides: how many of the test patients' slides were drawn.
+        imported: where the tiles were imported, the importer's kind; otherwise empty.
     """
 
     patient_ids: np.ndarray
@@ -60,6 +61,7 @@ class EvaluationInput:
     subgroups: dict[str, pd.DataFrame]
     roles: dict[str, dict[str, int]]
     synthetic_slides: int
+    imported: str
 
     @property
     def shipped(self) -> ScoredModel:
@@ -93,7 +95,13 @@ def read_evaluation_input(config: Config, against: Sequence[str] = ()) -> Evalua
     _check_same_aggregation(first, calls, folder)
     truth = (first["label"] == positive).to_numpy()
     _check_enough(first, truth, positive, folder / POOLINGS_FILE)
-    fates, synthetic = _slide_fates(config, rows)
+    imported = read_import_record(config.tiles_folder)
+    if imported is None:
+        fates, synthetic = _tiled(config, rows)
+    else:
+        there = set(read_index(config.tiles_folder)["slide_id"])
+        fates = {r.slide_id: "" if r.slide_id in there else "no imported tile" for r in rows}
+        synthetic = set()
     test_ids = set(split.loc[split["role"] == "test", "patient_id"])
     of_test = [row for row in rows if row.patient_id in test_ids]
     call_of = dict(zip(calls["patient_id"], calls["call"], strict=True))
@@ -127,6 +135,7 @@ def read_evaluation_input(config: Config, against: Sequence[str] = ()) -> Evalua
         },
         roles=_roles(split, poolings, positive),
         synthetic_slides=sum(row.slide_id in synthetic for row in of_test),
+        imported="" if imported is None else imported.kind,
     )
 
 
@@ -195,13 +204,8 @@ def _check_enough(first: pd.DataFrame, truth: np.ndarray, positive: str, path: P
         )
 
 
-def _slide_fates(config: Config, rows: Sequence[SlideRow]) -> tuple[dict[str, str], set[str]]:
+def _tiled(config: Config, rows: Sequence[SlideRow]) -> tuple[dict[str, str], set[str]]:
     """Why each slide gave no tiles, empty where it did; and which slides were drawn."""
-    if read_import_record(config.tiles_folder) is not None:
-        there = set(read_index(config.tiles_folder)["slide_id"])
-        return {
-            row.slide_id: "" if row.slide_id in there else "no imported tile" for row in rows
-        }, set()
     path = config.tiles_folder / "report.csv"
     if not path.exists():
         raise StageError("no report of the tiling", where=path, remedy="Run 'medkd tile' again.")

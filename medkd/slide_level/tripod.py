@@ -154,16 +154,20 @@ def _known_of_methods(report: Mapping[str, Any]) -> dict[str, str]:
         "5a": f"In part: patients by role, given by the split '{run['split_scheme']}': "
         + ", ".join(f"{name} {of['patients']}" for name, of in roles.items())
         + ". Where they come from: the authors.",
-        "6b": "In part: every patient of slides.csv with the role test; none was left out by hand.",
-        "7": f"Tiles of {tile['size_px']} px at {tile['mpp']:g} um/px, of tissue in focus and "
-        f"without ink or folds{stain}. A call takes {gates['min_tiles']} tiles, "
+        "6b": "In part: every patient of slides.csv with the role test. Who came into slides.csv: "
+        "the authors.",
+        "7": f"{_tiles(tile)}{stain}. A call takes {gates['min_tiles']} tiles, "
         f"{gates['min_tissue_mm2']:g} mm2 of tissue and students that differ by at most "
         f"{gates['max_disagreement']:g}. The same for all groups.",
         "8a": f"In part: {positive} or {classes['negative']} as slides.csv says; how that was "
         "assessed: the authors.",
         "9a": "The pixels of H&E slides alone; no clinical variable.",
         "9b": f"Tiles of digitised slides as under 7; {model['score']}.",
-        "9c": "None takes judgement: tiles are chosen and scored by software.",
+        "9c": "In part: tiles were taken from areas that people had drawn; who: the authors."
+        if tile["annotated"]
+        else ""
+        if tile["imported"]
+        else "None takes judgement: tiles are chosen and scored by software.",
         "10": f"In part: {report['cohort']['patients']} test patients with a score, "
         f"{report['cohort']['positives']} of them {positive}; why so many: the authors.",
         "11": "Patients without a usable slide are not scored and are counted in the flow; nothing "
@@ -175,8 +179,8 @@ def _known_of_methods(report: Mapping[str, Any]) -> dict[str, str]:
             if run["allowed_leakage"]
             else " No patient has two roles."
         ),
-        "12b": "Pixels are scaled as the networks' package says"
-        + (f"; stains are normalised ({tile['stain']})." if tile["stain"] else "."),
+        "12b": "Tiles enter as 8-bit RGB; scaling is part of the networks' files"
+        + (f"; stains are normalised first ({tile['stain']})." if tile["stain"] else "."),
         "12c": f"Students {networks}, trained by the method {model['method']} for up to "
         f"{training['epochs']} epochs (epoch {training['best_epoch']} chosen by validation loss), "
         f"seed {training['seed']}; {model['score']}; calibration: {model['calibration']}.",
@@ -193,11 +197,15 @@ def _known_of_methods(report: Mapping[str, Any]) -> dict[str, str]:
             if compared
             else ""
         ),
-        "12f": "None after this evaluation.",
+        "12f": "The model was not updated.",
         "12g": f"By the model package with the SHA-256 {model['sha256']}.",
         "13": f"Tiles drawn with balance '{training['balance']}'"
         + (f", class weights {weights}" if weights else ", no class weights")
-        + f"; probabilities calibrated on validation patients ({model['calibration']}).",
+        + (
+            "; scores are not calibrated."
+            if model["calibration"] == "none"
+            else f"; scores calibrated on validation patients ({model['calibration']})."
+        ),
         "14": f"In part: figures by {', '.join(columns)} are told; nothing was optimised for them."
         if columns
         else "",
@@ -210,6 +218,17 @@ def _known_of_methods(report: Mapping[str, Any]) -> dict[str, str]:
             else " A call needs the score's whole interval on one side of it."
         ),
     }
+
+
+def _tiles(tile: Mapping[str, Any]) -> str:
+    size = f"Tiles of {tile['size_px']} px at {tile['mpp']:g} um/px"
+    if tile["imported"]:
+        return f"In part: {size}, imported ({tile['imported']}); their quality checks: the authors"
+    return (
+        f"{size} of which at least {tile['min_tissue']:.0%} is tissue and at most "
+        f"{tile['max_pen']:.0%} ink, {tile['max_fold']:.0%} fold and {tile['max_white']:.0%} "
+        f"white, with a focus score of {tile['min_focus']:g} or more"
+    )
 
 
 def _known_of_results(report: Mapping[str, Any]) -> dict[str, str]:
@@ -250,7 +269,7 @@ def _known_of_results(report: Mapping[str, Any]) -> dict[str, str]:
         "23a": f"{performance}; all of it in report.html"
         + (f", with subgroups by {', '.join(columns)}." if columns else "."),
         "23b": "See the figures by site in report.html." if "site" in columns else "",
-        "24": "None.",
+        "24": "The model was not updated.",
         "26": "In part: " + " ".join(report["warnings"]) if report["warnings"] else "",
         "27a": "In part: the quality gates of item 7 answer 'no result', and students or intervals "
         "that leave it open 'indeterminate'; both need the standard test.",
