@@ -8,13 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from medkd.errors import ConfigError, StageError
-from medkd.inference.labelled_results import (
-    LabelledPatients,
-    check_patients,
-    join_patients,
-    read_labels,
-    read_results,
-)
+from medkd.inference.labelled_patients import LabelledPatients, check_patients, join_patients
+from medkd.inference.labelled_results import read_labels, read_results
 from medkd.inference.new_version import check_new_folder, version_name, write_new_version
 from medkd.inference.package import (
     ModelPackage,
