@@ -199,6 +199,25 @@ def test_the_new_version_calls_by_its_own_threshold(make_package, flat_slide, tm
     assert called["new"]["score"] == called["model"]["score"]
 
 
+def test_on_what_infer_wrote(make_package, write_flat, tmp_path):
+    """Flat slides: a red of r scores 0.75 r / 255 + 0.15 by the mean of the two students."""
+    model = load_package(make_package(tmp_path / "model", threshold=0.9))
+    rows, paths = [], []
+    for red, label in ((102, "MSS"), (128, "MSS"), (153, "MSI"), (204, "MSI")):
+        image = np.full((8 * 64, 8 * 64, 3), 243, np.uint8)
+        image[2 * 64 : 6 * 64, 2 * 64 : 6 * 64] = (red, 90, 130)
+        paths.append(write_flat(tmp_path / f"red{red}.svs", image))
+        rows.append((f"red{red}", label))
+    assert infer_slides(paths, model, tmp_path / "results").failed == ()
+    labels = write_labels(tmp_path / "labels.csv", rows)
+    new = run_recalibrate_stage(
+        model.folder, tmp_path / "results", labels, tmp_path / "new", RecalibrateOptions()
+    ).manifest
+    assert new.operating_point.threshold == pytest.approx(0.75 * 0.6 + 0.15, abs=0.008)
+    assert (new.recalibration.old.sensitivity, new.recalibration.new.sensitivity) == (0, 1)
+    assert new.recalibration.new.specificity == 1
+
+
 def test_several_slides_of_a_patient_come_together_as_in_the_model(make_package, tmp_path):
     """The first patient's slides score 0.4 and 0.9: 0.5 over tiles (40 and 10), 0.9 at most."""
     for pooling, threshold in (("tiles", 0.5), ("max_of_slides", 0.8)):
