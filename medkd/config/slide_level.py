@@ -34,6 +34,8 @@ each student's tiles, then averages the students. For the mean the two are one."
 PatientPooling = Literal["tiles", "mean_of_slides", "max_of_slides"]
 """What of several slides makes a patient's score, see ``medkd.slide_level.pooling``."""
 
+IntervalOf = Literal["tiles", "tiles_and_students"]
+
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -81,9 +83,9 @@ class SlideLevelConfig(Strict):
 
     pooling: PoolingKind = Field(
         "mean_probability",
-        description="Of tiles into a score: mean_probability, mean_logit, positive_fraction, top_k, "
-        "quantile, noisy_or, histogram_logistic; or learned on what 'medkd predict --embeddings' "
-        "keeps: mean_embedding, max_embedding, attention, gated_attention, transformer. "
+        description="Of tiles into a score: mean_probability, mean_logit, positive_fraction, "
+        "top_k, quantile, noisy_or, histogram_logistic; or learned on what 'medkd predict "
+        "--embeddings' keeps: mean_embedding, max_embedding, attention, gated_attention, transformer. "
         "docs/pooling.md",
     )
     compare_poolings: Annotated[tuple[PoolingKind, ...], Field(strict=False)] = Field(
@@ -100,6 +102,11 @@ class SlideLevelConfig(Strict):
         "tiles",
         description="Several slides of a patient: all tiles as of one slide, mean_of_slides or "
         "max_of_slides.",
+    )
+    interval: IntervalOf = Field(
+        "tiles",
+        description="What the interval of a score is for: other tiles of the slide, or other tiles "
+        "and students (tiles_and_students), which is far wider for two students.",
     )
     calibration: Literal["best", "none", "temperature", "platt", "beta", "isotonic"] = Field(
         "best",

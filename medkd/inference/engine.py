@@ -17,6 +17,7 @@ from medkd.inference.package import ModelPackage
 from medkd.slide_level.call import Call, make_call
 from medkd.slide_level.learned_head import SlideHeads
 from medkd.slide_level.pooling import SlideScore, pool_slide
+from medkd.slide_level.score_interval import Interval
 from medkd.slide_level.slide_head import LearnedPooling
 from medkd.slides.reader import SlideProperties
 from medkd.slides.tiling import TileCounts, open_slide_for_tiling
@@ -135,7 +136,7 @@ class Students:
         head = manifest.slide_head
         options: dict[str, Any] = {
             "resamples": manifest.slide_level.bootstrap_resamples,
-            "confidence": manifest.slide_level.confidence,
+            "interval": Interval(manifest.slide_level.confidence, manifest.slide_level.interval),
         }
         if self._heads is not None:
             return self._heads.interval([seen.embeddings], **options)

@@ -198,6 +198,7 @@ def build_result(
         interval=None if called is None else (called.lower, called.upper),
         students={} if called is None else called.students,
         disagreement=None if called is None else called.disagreement,
+        mutual_information=None if called is None else called.mutual_information,
         operating_point=point,
         qc=Quality(
             gates=tuple(

@@ -80,6 +80,9 @@ class Result(Strict):
     interval: Interval | None = Field(description="Of the probability.")
     students: dict[str, float]
     disagreement: float | None
+    mutual_information: float | None = Field(
+        None, description="What the students disagree about, nats; at most ln 2."
+    )
     operating_point: PackagedOperatingPoint
     qc: Quality
     tiles: Tiles

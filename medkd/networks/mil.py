@@ -113,8 +113,8 @@ class SlideHead(nn.Module):
     """A slide's logit is a linear function of the weighted mean of its tiles' embeddings.
 
     The weights are the architecture: ``mean_embedding`` weighs tiles alike, ``max_embedding`` takes
-    the one with the highest logit, ``attention`` and ``gated_attention`` learn them, and ``transformer`` lets tiles
-    look at one another first and then learns them by ``attention``.
+    the one with the highest logit, ``attention`` and ``gated_attention`` learn them, and
+    ``transformer`` lets tiles look at one another first and then learns them by ``attention``.
 
     With D = 512 and ``hidden`` = 128 they have 513, 513, 66,305, 131,969 and 347,393 parameters.
 

@@ -26,6 +26,7 @@ from medkd.slide_level.operating_point import OperatingPoint
 from medkd.slide_level.pooling import SlideScore
 from medkd.slide_level.prediction_file import SlideTiles
 from medkd.slide_level.resampling import bootstrap
+from medkd.slide_level.score_interval import Interval
 from medkd.slide_level.scored import scored_patients
 from medkd.slide_level.slide_head import PackagedSlideHead
 from medkd.slide_level.slide_pooling import ProbabilityPooling
@@ -98,6 +99,7 @@ def aggregate(
         )
         for kind in (settings.pooling, *settings.compare_poolings)
     ]
+    interval = Interval(settings.confidence, settings.interval)
     areas = TileAreas(is_positive, students, ENSEMBLE)
     compared: list[dict[str, Any]] = []
 
@@ -107,7 +109,7 @@ def aggregate(
         for slide in of_patient:
             areas.add(slide)
         for kind, pooling in zip(settings.compare_poolings, others, strict=True):
-            found = pooling.score(of_patient, resamples=0, confidence=settings.confidence)
+            found = pooling.score(of_patient, resamples=0, interval=interval)
             key = {"pooling": kind, "patient_id": patient_id, "role": role, "label": label}
             compared.append({**key, "tiles": found.tiles, "score": found.score})
 
@@ -116,7 +118,7 @@ def aggregate(
         predictions,
         students,
         resamples=settings.bootstrap_resamples,
-        confidence=settings.confidence,
+        interval=interval,
         pooling=None if by_sums else shipped,
         advance=advance,
         on_patient=take,
@@ -170,7 +172,7 @@ def _poolings(
     config: Config,
     date: str,
 ) -> pd.DataFrame:
-    """Scores of patients by the pooling that ships and by each other, each with its own threshold."""
+    """Scores of patients by the pooling that ships and by others, each with its own threshold."""
     settings = config.slide_level
     own = patients[patients["network"] == ENSEMBLE]
     known = ["patient_id", "role", "label", "tiles", "score"]

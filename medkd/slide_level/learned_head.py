@@ -13,6 +13,7 @@ from medkd.config.slide_level import HeadArchitecture, PatientPooling
 from medkd.errors import ModelPackageError
 from medkd.slide_level.calibration import expit
 from medkd.slide_level.pooling import SlideScore, of_resamples, slide_score, slides_together
+from medkd.slide_level.score_interval import Interval
 
 _LEAST_LOG_WEIGHT = 700.0
 _OUTPUTS = ("probability", "attention", "attention_scores", "tile_logits")
@@ -81,7 +82,7 @@ class SlideHeads:
         *,
         patient: PatientPooling = "tiles",
         resamples: int,
-        confidence: float,
+        interval: Interval,
         seed: int = 0,
     ) -> SlideScore:
         """The score of a slide, or of several of one patient, with a bootstrap interval over tiles.
@@ -94,7 +95,7 @@ class SlideHeads:
             slides: of each slide its embeddings, as for a score.
             patient: how several slides come together, see
                 :func:`medkd.slide_level.pooling.pool_patient`.
-            resamples, confidence, seed: of the bootstrap; a tile is drawn with all its students. 0
+            resamples, interval, seed: of the bootstrap; a tile is drawn with all its students. 0
                 resamples give no interval.
 
         Raises:
@@ -111,13 +112,13 @@ class SlideHeads:
             drawn.append(of_resamples(tiles, resamples, random, partial(self._drawn, said)))
         if len(slides) == 1:
             found = scores[0]
-            return slide_score(found.score, drawn[0], found.students, confidence, tiles)
+            return slide_score(found.score, drawn[0], found.students, interval, tiles)
         return slides_together(
             patient,
             [one.score for one in scores],
             drawn,
             [one.students for one in scores],
-            confidence,
+            interval,
             sum(len(one.attention) for one in scores),
         )
 

@@ -16,6 +16,8 @@ from medkd.slide_level.pooling_kinds import (
     pool,
     pool_resamples,
 )
+from medkd.slide_level.score_interval import Interval, score_interval
+from medkd.slide_level.uncertainty import mutual_information
 
 Scored = Callable[[np.ndarray], np.ndarray]
 
@@ -28,10 +30,10 @@ class SlideScore:
 
     Attributes:
         score: of the ensemble of students.
-        lower, upper: bootstrap interval of the score over tiles. Neighbouring tiles resemble one
-            another, so it is a lower bound of the true uncertainty.
+        lower, upper: interval of the score. Neighbouring tiles resemble one another, so it is a
+            lower bound of the true uncertainty.
         students: the score of each student alone.
-        disagreement: largest minus smallest of the students' scores.
+        disagreement: largest minus smallest of the students' scores, before calibration.
         tiles: how many there were.
     """
 
@@ -41,6 +43,13 @@ class SlideScore:
     students: dict[str, float]
     disagreement: float
     tiles: int
+
+    @property
+    def mutual_information(self) -> float | None:
+        """What the students disagree about, nats; None for one student or without their scores."""
+        if len(self.students) < 2:
+            return None
+        return float(mutual_information(np.array(list(self.students.values()))[:, None])[0])
 
     def calibrated(self, calibration: Callable[[Any], np.ndarray]) -> SlideScore:
         """The score and its interval as probabilities; students and disagreement as they were.
@@ -56,7 +65,7 @@ def pool_slide(
     probabilities: Mapping[str, np.ndarray],
     *,
     resamples: int,
-    confidence: float,
+    interval: Interval,
     seed: int = 0,
     pooling: Pooling = MEAN_PROBABILITY,
     ensembling: Ensembling = "tiles_first",
@@ -68,7 +77,7 @@ def pool_slide(
             (tiles,), the same tiles in the same order.
         resamples: bootstrap resamples of tiles; a tile is drawn with all its students. 0 gives no
             interval: NaN.
-        confidence: level of the interval.
+        interval: its level, and what it is for.
         seed: of the resampling; the same tiles give the same interval.
         pooling: of tiles.
         ensembling: whether students are averaged in each tile or over slides.
@@ -83,7 +92,7 @@ def pool_slide(
         _ensemble(values, ensembling, lambda tiles: pool(pooling, tiles)),
         drawn,
         dict(zip(probabilities, (pool(pooling, tiles) for tiles in values), strict=True)),
-        confidence,
+        interval,
         values.shape[1],
     )
 
@@ -92,7 +101,7 @@ def pool_patient(
     slides: Mapping[str, Mapping[str, np.ndarray]],
     *,
     resamples: int,
-    confidence: float,
+    interval: Interval,
     seed: int = 0,
     pooling: Pooling = MEAN_PROBABILITY,
     ensembling: Ensembling = "tiles_first",
@@ -112,7 +121,7 @@ def pool_patient(
     Args:
         slides: of each slide what :func:`pool_slide` takes. A slide without a tile says nothing
             and is left out.
-        resamples, confidence, seed, pooling, ensembling: as for :func:`pool_slide`.
+        resamples, interval, seed, pooling, ensembling: as for :func:`pool_slide`.
         patient: how slides come together.
 
     Raises:
@@ -135,7 +144,7 @@ def pool_patient(
         return pool_slide(
             dict(zip(names, np.concatenate(seen, axis=1), strict=True)),
             resamples=resamples,
-            confidence=confidence,
+            interval=interval,
             seed=seed,
             pooling=pooling,
             ensembling=ensembling,
@@ -149,7 +158,7 @@ def pool_patient(
             {name: pool(pooling, tiles) for name, tiles in zip(names, values, strict=True)}
             for values in seen
         ],
-        confidence,
+        interval,
         sum(values.shape[1] for values in seen),
     )
 
@@ -159,7 +168,7 @@ def slides_together(
     scores: Sequence[float],
     drawn: Sequence[np.ndarray],
     students: Sequence[Mapping[str, float]],
-    confidence: float,
+    interval: Interval,
     tiles: int,
 ) -> SlideScore:
     """The score of a patient from those of slides, by their mean or the highest.
@@ -169,7 +178,7 @@ def slides_together(
         scores: of the ensemble, of each slide.
         drawn: of each slide, scores in resamples of its tiles, (resamples,).
         students: of each slide, the score of every student.
-        confidence: level of the interval.
+        interval: its level, and what it is for.
         tiles: of all slides.
     """
     together = np.max if patient == "max_of_slides" else np.mean
@@ -177,7 +186,7 @@ def slides_together(
         float(together(scores)),
         together(drawn, axis=0),
         {name: float(together([one[name] for one in students])) for name in students[0]},
-        confidence,
+        interval,
         tiles,
     )
 
@@ -242,18 +251,24 @@ def _resampled(
 
 
 def slide_score(
-    score: float, drawn: np.ndarray, students: Mapping[str, float], confidence: float, tiles: int
+    score: float, drawn: np.ndarray, students: Mapping[str, float], interval: Interval, tiles: int
 ) -> SlideScore:
-    """A score with the interval of its resamples, (resamples,); NaN where there is none."""
-    lower, upper = np.nan, np.nan
-    if len(drawn):
-        tail = (1 - confidence) / 2
-        lower, upper = np.quantile(drawn, [tail, 1 - tail])
+    """A score with its interval; NaN where nothing was drawn.
+
+    Args:
+        score: of the ensemble.
+        drawn: the same in resamples of tiles, (resamples,).
+        students: the score of each.
+        interval: its level, and what it is for.
+        tiles: how many there are.
+    """
+    values = np.array(list(students.values()))
+    lower, upper = score_interval(score, drawn, values, tiles, interval)
     return SlideScore(
         score=score,
-        lower=float(lower),
-        upper=float(upper),
+        lower=lower,
+        upper=upper,
         students=dict(students),
-        disagreement=max(students.values()) - min(students.values()),
+        disagreement=float(np.ptp(values)),
         tiles=tiles,
     )

@@ -12,6 +12,7 @@ from medkd.slide_level.learned_head import SlideHeads
 from medkd.slide_level.pooling import MEAN_PROBABILITY, SlideScore, pool_patient
 from medkd.slide_level.pooling_kinds import Pooling
 from medkd.slide_level.prediction_file import SlideTiles
+from medkd.slide_level.score_interval import Interval
 from medkd.slide_level.slide_head import LearnedPooling, PackagedSlideHead
 
 
@@ -27,17 +28,17 @@ class SlidePooling(Protocol):
         """What goes into the package beside it, by path."""
 
     def score(
-        self, slides: Sequence[SlideTiles], *, resamples: int, confidence: float
+        self, slides: Sequence[SlideTiles], *, resamples: int, interval: Interval
     ) -> SlideScore:
         """The ensemble's score of a patient, or of one slide.
 
         Args:
             slides: of one patient.
-            resamples: of the interval over tiles; 0 gives none (NaN).
-            confidence: level of the interval.
+            resamples: of the interval; 0 gives none (NaN).
+            interval: its level, and what it is for.
         """
 
-    def alone(self, slides: Sequence[SlideTiles], network: str) -> float | None:
+    def alone(self, slides: Sequence[SlideTiles], network: str, /) -> float | None:
         """The score by one network that does not ship; None: the pooling has nothing of it."""
 
 
@@ -70,21 +71,21 @@ class ProbabilityPooling:
         return self.pooling == MEAN_PROBABILITY and self.patient == "tiles"
 
     def score(
-        self, slides: Sequence[SlideTiles], *, resamples: int, confidence: float
+        self, slides: Sequence[SlideTiles], *, resamples: int, interval: Interval
     ) -> SlideScore:
         """See :class:`SlidePooling`."""
-        return self._pooled(slides, self.students, resamples, confidence)
+        return self._pooled(slides, self.students, resamples, interval)
 
-    def alone(self, slides: Sequence[SlideTiles], network: str) -> float | None:
+    def alone(self, slides: Sequence[SlideTiles], network: str, /) -> float | None:
         """See :class:`SlidePooling`."""
-        return self._pooled(slides, [network], 0, 0.95).score
+        return self._pooled(slides, [network], 0, Interval(0.95)).score
 
     def _pooled(
         self,
         slides: Sequence[SlideTiles],
         networks: Sequence[str],
         resamples: int,
-        confidence: float,
+        interval: Interval,
     ) -> SlideScore:
         return pool_patient(
             {
@@ -94,7 +95,7 @@ class ProbabilityPooling:
                 for slide in slides
             },
             resamples=resamples,
-            confidence=confidence,
+            interval=interval,
             pooling=self.pooling,
             ensembling=self.ensembling,
             patient=self.patient,
@@ -127,7 +128,7 @@ class EmbeddingPooling:
         )
 
     def score(
-        self, slides: Sequence[SlideTiles], *, resamples: int, confidence: float
+        self, slides: Sequence[SlideTiles], *, resamples: int, interval: Interval
     ) -> SlideScore:
         """See :class:`SlidePooling`."""
         return self.heads.interval(
@@ -137,9 +138,9 @@ class EmbeddingPooling:
             ],
             patient=self.patient,
             resamples=resamples,
-            confidence=confidence,
+            interval=interval,
         )
 
-    def alone(self, slides: Sequence[SlideTiles], network: str) -> float | None:
+    def alone(self, _slides: Sequence[SlideTiles], _network: str, /) -> float | None:
         """None: only students that ship have embeddings and heads."""
         return None

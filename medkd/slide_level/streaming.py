@@ -16,8 +16,10 @@ import pandas as pd
 from medkd.errors import StageError
 from medkd.progress import Advance
 from medkd.slide_level.prediction_file import PredictionFile, SlideTiles
+from medkd.slide_level.score_interval import Interval, score_interval
 from medkd.slide_level.slide_pooling import SlidePooling
 from medkd.slide_level.tile_weights import TileWeights
+from medkd.slide_level.uncertainty import mutual_information
 
 ENSEMBLE = "ensemble"
 
@@ -29,9 +31,9 @@ MOST_RESAMPLES = 500
 class PooledPredictions:
     """Scores of slides and of patients, by network and for the ensemble of students.
 
-    Both tables have ``network``, ``tiles``, ``score``, ``lower``, ``upper`` and ``disagreement``
-    as in docs/files.md, behind ``slide_id`` (slides only), ``patient_id`` and ``role``, and are
-    sorted by these; the ensemble comes after the networks.
+    Both tables have ``network``, ``tiles``, ``score``, ``lower``, ``upper``, ``disagreement`` and
+    ``mutual_information`` as in docs/files.md, behind ``slide_id`` (slides only), ``patient_id``
+    and ``role``, and are sorted by these; the ensemble comes after the networks.
     """
 
     slides: pd.DataFrame
@@ -68,7 +70,7 @@ def pool_predictions(
     students: Sequence[str],
     *,
     resamples: int,
-    confidence: float,
+    interval: Interval,
     seed: int = 0,
     pooling: SlidePooling | None = None,
     advance: Advance | None = None,
@@ -86,7 +88,7 @@ def pool_predictions(
     Args:
         path: of ``predictions.parquet``, see docs/files.md.
         students: names of the networks that ship.
-        resamples, confidence, seed: of the bootstrap.
+        resamples, interval, seed: of the bootstrap. A network alone has the interval of its tiles.
         pooling: how tiles come together; None: by the mean of all.
         advance: told of every slide that is done.
         on_patient: given all slides of every patient, so that no second pass is needed for them.
@@ -115,17 +117,17 @@ def pool_predictions(
         for slide in of_patient:
             of_slide = {"slide_id": slide.slide_id, **key}
             if pooling is not None:
-                slides += _pooled_rows(of_slide, [slide], students, pooling, resamples, confidence)
+                slides += _pooled_rows(of_slide, [slide], students, pooling, resamples, interval)
             else:
                 sums = _sums(slide.probabilities, weights, first=together.tiles if together else 0)
-                slides += _rows(of_slide, file.networks, shipped, sums, confidence)
+                slides += _rows(of_slide, file.networks, shipped, sums, interval)
                 together = together + sums if together else sums
             if advance is not None:
                 advance()
         if together is not None:
-            patients += _rows(key, file.networks, shipped, together, confidence)
+            patients += _rows(key, file.networks, shipped, together, interval)
         elif pooling is not None:
-            patients += _pooled_rows(key, of_patient, students, pooling, resamples, confidence)
+            patients += _pooled_rows(key, of_patient, students, pooling, resamples, interval)
     return PooledPredictions(
         _table(slides, ["slide_id", "patient_id", "role"]), _table(patients, ["patient_id", "role"])
     )
@@ -137,16 +139,15 @@ def _pooled_rows(
     students: Sequence[str],
     pooling: SlidePooling,
     resamples: int,
-    confidence: float,
+    interval: Interval,
 ) -> list[dict[str, Any]]:
-    ensemble = pooling.score(
-        slides, resamples=min(resamples, MOST_RESAMPLES), confidence=confidence
-    )
+    ensemble = pooling.score(slides, resamples=min(resamples, MOST_RESAMPLES), interval=interval)
     scores: dict[str, float | None] = {
         name: ensemble.students[name] if name in students else pooling.alone(slides, name)
         for name in slides[0].networks
     }
     scores[ENSEMBLE] = ensemble.score
+    information = _information(np.array(list(ensemble.students.values())))
     return [
         {
             **key,
@@ -156,6 +157,7 @@ def _pooled_rows(
             "lower": ensemble.lower if network == ENSEMBLE else np.nan,
             "upper": ensemble.upper if network == ENSEMBLE else np.nan,
             "disagreement": ensemble.disagreement if network == ENSEMBLE else np.nan,
+            "mutual_information": information if network == ENSEMBLE else np.nan,
         }
         for network, score in scores.items()
         if score is not None
@@ -175,7 +177,7 @@ def _rows(
     networks: Sequence[str],
     shipped: list[int],
     sums: _Sums,
-    confidence: float,
+    interval: Interval,
 ) -> list[dict[str, Any]]:
     scores = sums.plain / sums.tiles
     # A resample in which no tile came has no mean.
@@ -183,9 +185,14 @@ def _rows(
     drawn = sums.drawn[:, some] / sums.weights[some]
     scores = np.append(scores, scores[shipped].mean())
     drawn = np.concatenate([drawn, drawn[shipped].mean(0, keepdims=True)])
-    tail = (1 - confidence) / 2
+    tail = (1 - interval.confidence) / 2
     lower, upper = np.quantile(drawn, [tail, 1 - tail], axis=1)
-    spread = float(np.ptp(scores[shipped]))
+    of_students = scores[shipped]
+    lower[-1], upper[-1] = score_interval(
+        float(scores[-1]), drawn[-1], of_students, sums.tiles, interval
+    )
+    spread = float(np.ptp(of_students))
+    information = _information(of_students)
     return [
         {
             **key,
@@ -195,9 +202,14 @@ def _rows(
             "lower": float(lower[number]),
             "upper": float(upper[number]),
             "disagreement": spread if network == ENSEMBLE else np.nan,
+            "mutual_information": information if network == ENSEMBLE else np.nan,
         }
         for number, network in enumerate((*networks, ENSEMBLE))
     ]
+
+
+def _information(of_students: np.ndarray) -> float:
+    return float(mutual_information(of_students[:, None])[0]) if len(of_students) > 1 else np.nan
 
 
 def _table(rows: list[dict[str, Any]], keys: list[str]) -> pd.DataFrame:

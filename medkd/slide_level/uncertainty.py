@@ -79,8 +79,6 @@ def total_interval(probabilities: Mapping[str, np.ndarray], *, confidence: float
         ValueError: fewer than two students or two tiles, unequal numbers of tiles, or a value that
             is not a probability.
     """
-    from scipy.special import stdtrit
-
     values = _of_students(np.stack([np.asarray(p, np.float64) for p in probabilities.values()]))
     students, tiles = values.shape
     if tiles < 2:
@@ -88,24 +86,62 @@ def total_interval(probabilities: Mapping[str, np.ndarray], *, confidence: float
     score = float(values.mean())
     of_students = float(values.mean(1).var(ddof=1) / students)
     of_tiles = float(values.mean(0).var(ddof=1) / tiles)
-    variance = of_students + of_tiles
     if np.ptp(values) == 0:
         exact = float(values[0, 0])  # their mean may be off by rounding
         return TotalInterval(exact, exact, exact, 0.0, 0.0, float(students + tiles - 2))
-    freedom = variance**2 / (of_students**2 / (students - 1) + of_tiles**2 / (tiles - 1))
+    freedom = _degrees_of_freedom(of_students, students, of_tiles, tiles)
+    lower, upper = _t_interval(score, of_students + of_tiles, freedom, confidence)
+    return TotalInterval(
+        score=score,
+        lower=lower,
+        upper=upper,
+        tile_variance=of_tiles,
+        student_variance=of_students,
+        degrees_of_freedom=freedom,
+    )
+
+
+def crossed_interval(
+    score: float, students: np.ndarray, tile_variance: float, tiles: int, *, confidence: float
+) -> tuple[float, float]:
+    """As :func:`total_interval`, for a score by any pooling.
+
+    Args:
+        score: of the ensemble.
+        students: score of each, (students,), two at the least.
+        tile_variance: of the score, for having seen these tiles: that of its bootstrap resamples.
+        tiles: how many there are, two at the least.
+        confidence: level of the interval.
+
+    Returns:
+        Lower and upper end.
+    """
+    of_students = float(students.var(ddof=1) / len(students))
+    if of_students + tile_variance == 0:
+        return score, score
+    freedom = _degrees_of_freedom(of_students, len(students), tile_variance, tiles)
+    return _t_interval(score, of_students + tile_variance, freedom, confidence)
+
+
+def _degrees_of_freedom(of_students: float, students: int, of_tiles: float, tiles: int) -> float:
+    """Satterthwaite's, of the sum of two variances."""
+    below = of_students**2 / (students - 1) + of_tiles**2 / (tiles - 1)
+    return (of_students + of_tiles) ** 2 / below
+
+
+def _t_interval(
+    score: float, variance: float, freedom: float, confidence: float
+) -> tuple[float, float]:
+    """On the logit, so that it stays between 0 and 1."""
+    # Not on top: infer starts without scipy.
+    from scipy.special import stdtrit
+
     inside = min(max(score, 1e-12), 1 - 1e-12)  # a score may be 1 by rounding
     half = stdtrit(freedom, (1 + confidence) / 2) * np.sqrt(variance) / (inside * (1 - inside))
     log_odds = np.log(inside) - np.log1p(-inside)
     # exp(-logaddexp) neither overflows nor warns, however wide the interval.
     lower, upper = np.exp(-np.logaddexp(0, -(log_odds + half * np.array([-1, 1]))))
-    return TotalInterval(
-        score=score,
-        lower=min(float(lower), score),
-        upper=max(float(upper), score),
-        tile_variance=of_tiles,
-        student_variance=of_students,
-        degrees_of_freedom=float(freedom),
-    )
+    return min(float(lower), score), max(float(upper), score)
 
 
 def _of_students(scores: Any) -> np.ndarray:

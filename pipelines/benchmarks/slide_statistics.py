@@ -42,6 +42,7 @@ from slide_statistics_pooling import pooling_figures  # noqa: E402
 
 from medkd.slide_level.pooling import pool_slide  # noqa: E402
 from medkd.slide_level.resampling import bootstrap  # noqa: E402
+from medkd.slide_level.score_interval import Interval  # noqa: E402
 from medkd.slide_level.scored import scored_patients  # noqa: E402
 from medkd.slide_level.statistics import (  # noqa: E402
     AUPRC,
@@ -124,7 +125,7 @@ def tile_ways() -> dict[str, Way]:
         return {"score": (mean, *(mean + np.quantile(sums[0] / totals, [tail, 1 - tail])))}
 
     def of_its_own() -> dict[str, Any]:
-        found = pool_slide({"s": values[0]}, resamples=RESAMPLES, confidence=CONFIDENCE)
+        found = pool_slide({"s": values[0]}, resamples=RESAMPLES, interval=Interval(CONFIDENCE))
         return {"score": (found.score, found.lower, found.upper)}
 
     return {"weights_at_hand": at_hand, "draws_of_its_own": of_its_own}

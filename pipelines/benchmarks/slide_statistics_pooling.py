@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from medkd.slide_level.score_interval import Interval
 from medkd.slide_level.streaming import pool_predictions
 
 NETWORKS = ("teacher", "student_0", "student_1", "student_2")
@@ -99,7 +100,7 @@ def _write(path: Path, rows: int, slides: int) -> tuple[dict[str, float], int]:
 
 def _measure(path: Path, resamples: int, confidence: float) -> dict[str, Any]:
     began, began_cpu = time.perf_counter(), time.process_time()
-    pooled = pool_predictions(path, STUDENTS, resamples=resamples, confidence=confidence)
+    pooled = pool_predictions(path, STUDENTS, resamples=resamples, interval=Interval(confidence))
     took, took_cpu = time.perf_counter() - began, time.process_time() - began_cpu
     slides = pooled.slides[pooled.slides["network"].isin(NETWORKS)]
     keys = slides["slide_id"] + " " + slides["network"]

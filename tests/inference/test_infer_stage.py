@@ -80,6 +80,7 @@ def test_the_result_follows_the_contract(finished, package):
         "interval",
         "students",
         "disagreement",
+        "mutual_information",
         "operating_point",
         "qc",
         "tiles",

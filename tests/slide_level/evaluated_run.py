@@ -103,8 +103,10 @@ def aggregated_run(
 
 
 def changed(rows: Sequence[Row], **changes: Mapping[str, object]) -> tuple[Row, ...]:
-    """The rows with fields of some patients replaced: ``changed(PATIENTS, t1={"score": 0.5})``."""
-    return tuple(replace(row, **changes.get(row.patient, {})) for row in rows)
+    """Rows with a score, with fields replaced: ``changed(PATIENTS, t1={"score": 0.5})``."""
+    return tuple(
+        row if row.score is None else replace(row, **changes.get(row.patient, {})) for row in rows
+    )
 
 
 def write_slides(config: Config, rows: Sequence[Row]) -> None:

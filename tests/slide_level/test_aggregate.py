@@ -243,7 +243,7 @@ def test_synthetic_slides_are_told(synthetic: bool) -> None:
 def test_tables_have_the_documented_columns(result: Aggregation) -> None:
     shared = [
         "patient_id", "role", "label", "network", "tiles", "score", "lower", "upper",
-        "disagreement", "probability", "call",
+        "disagreement", "mutual_information", "probability", "call",
     ]  # fmt: skip
     assert result.slides.columns.tolist() == ["slide_id", *shared]
     assert result.patients.columns.tolist() == shared
@@ -258,6 +258,7 @@ def test_numbers_have_the_documented_types(result: Aggregation, name: str) -> No
         "lower": "float64",
         "upper": "float64",
         "disagreement": "float64",
+        "mutual_information": "float64",
         "probability": "float64",
     }
 

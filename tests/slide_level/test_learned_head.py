@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from medkd.errors import ModelPackageError
 from medkd.slide_level.learned_head import SlideHeads
+from medkd.slide_level.score_interval import Interval
 
 
 def head(weights: list[float], score: list[float], probability: str = "probability") -> bytes:
@@ -67,18 +68,18 @@ def test_scores_and_attention_by_hand() -> None:
 def test_the_interval_is_that_of_the_three_resamples_there_are() -> None:
     """Two tiles are drawn as 1 1, 1 2 or 2 2; 200 draws have all of them."""
     heads = SlideHeads("attention", {"a": HEADS["a"]})
-    found = heads.interval([EMBEDDINGS], resamples=200, confidence=0.9)
+    found = heads.interval([EMBEDDINGS], resamples=200, interval=Interval(0.9))
     assert (found.score, found.tiles, found.disagreement) == (heads(EMBEDDINGS).score, 2, 0)
     assert found.lower == pytest.approx(sigmoid(-3), abs=1e-6)
     assert found.upper == pytest.approx(sigmoid(1), abs=1e-6)
-    assert heads.interval([EMBEDDINGS], resamples=200, confidence=0.9) == found
+    assert heads.interval([EMBEDDINGS], resamples=200, interval=Interval(0.9)) == found
 
 
 def test_both_students_are_drawn_the_same_tiles() -> None:
     """Opposite heads cancel in each tile, so nothing is left to vary but rounding."""
     heads = SlideHeads("attention", {"a": head([1.0], [0.0]), "b": head([-1.0], [0.0])})
     tiles = np.arange(9, dtype=np.float32)[:, None]
-    found = heads.interval([{"a": tiles, "b": tiles}], resamples=50, confidence=0.95)
+    found = heads.interval([{"a": tiles, "b": tiles}], resamples=50, interval=Interval(0.95))
     assert [found.lower, found.score, found.upper] == pytest.approx([0.5] * 3, abs=1e-6)
     assert found.disagreement == pytest.approx(2 * sigmoid(4) - 1, abs=1e-6)
 
@@ -121,7 +122,7 @@ def test_a_resample_without_any_tile_that_counts_has_a_score_all_the_same() -> N
     """The first tile has all the weight; 37% of the resamples lack it and have logit 0."""
     heads = SlideHeads("attention", {"a": head([1.0], [2000.0])})
     tiles = np.array([[1.0], *[[0.0]] * 99], np.float32)
-    found = heads.interval([{"a": tiles}], resamples=500, confidence=0.9)
+    found = heads.interval([{"a": tiles}], resamples=500, interval=Interval(0.9))
     assert [found.lower, found.upper] == pytest.approx([0.5, sigmoid(1)], abs=1e-6)
 
 
@@ -129,7 +130,7 @@ def test_the_highest_tile_that_was_drawn_decides() -> None:
     """Of two tiles a resample lacks the higher one in a quarter of all."""
     heads = SlideHeads("max_embedding", {"a": head([1.0], [1e6])})
     tiles = np.array([[2.0], [-1.0]], np.float32)
-    found = heads.interval([{"a": tiles}], resamples=500, confidence=0.9)
+    found = heads.interval([{"a": tiles}], resamples=500, interval=Interval(0.9))
     assert [found.lower, found.score, found.upper] == pytest.approx(
         [sigmoid(-1), sigmoid(2), sigmoid(2)], abs=1e-6
     )

@@ -15,11 +15,13 @@ from medkd.slide_level.pooling_kinds import (
     Quantile,
     TopK,
 )
+from medkd.slide_level.score_interval import Interval
+from medkd.slide_level.uncertainty import total_interval
 
 
 def pool(*students: list[float] | np.ndarray, resamples: int = 500) -> SlideScore:
     named = {f"student_{i}": np.asarray(values) for i, values in enumerate(students)}
-    return pool_slide(named, resamples=resamples, confidence=0.95)
+    return pool_slide(named, resamples=resamples, interval=Interval(0.95))
 
 
 def test_figures_worked_out_by_hand() -> None:
@@ -75,8 +77,8 @@ def test_the_interval_of_very_many_tiles_is_the_normal_one() -> None:
 
 def test_a_higher_confidence_gives_a_wider_interval() -> None:
     tiles = {"student_0": np.random.default_rng(4).uniform(size=30)}
-    narrow = pool_slide(tiles, resamples=500, confidence=0.8)
-    wide = pool_slide(tiles, resamples=500, confidence=0.99)
+    narrow = pool_slide(tiles, resamples=500, interval=Interval(0.8))
+    wide = pool_slide(tiles, resamples=500, interval=Interval(0.99))
     assert wide.lower < narrow.lower < narrow.upper < wide.upper
 
 
@@ -123,12 +125,14 @@ def test_students_are_averaged_in_tiles_or_over_slides(
     students = {"a": np.array(A), "b": np.array(B)}
     for order, expected in (("tiles_first", tiles_first), ("slides_first", slides_first)):
         found = pool_slide(
-            students, resamples=50, confidence=0.9, pooling=pooling, ensembling=order
+            students, resamples=50, interval=Interval(0.9), pooling=pooling, ensembling=order
         )
         assert found.score == pytest.approx(expected)
         assert (
             found.students["a"]
-            == pool_slide({"a": students["a"]}, resamples=1, confidence=0.9, pooling=pooling).score
+            == pool_slide(
+                {"a": students["a"]}, resamples=1, interval=Interval(0.9), pooling=pooling
+            ).score
         )
 
 
@@ -136,7 +140,7 @@ def test_for_the_mean_the_order_makes_no_difference_at_all() -> None:
     random = np.random.default_rng(6)
     students = {name: random.uniform(size=50) for name in "abc"}
     one, other = (
-        pool_slide(students, resamples=300, confidence=0.9, ensembling=order)
+        pool_slide(students, resamples=300, interval=Interval(0.9), ensembling=order)
         for order in ("tiles_first", "slides_first")
     )
     assert [one.score, one.lower, one.upper] == pytest.approx(
@@ -151,7 +155,7 @@ def test_intervals_of_other_poolings_are_those_of_tiles_drawn_one_by_one(order: 
     found = pool_slide(
         {"a": tiles, "b": other},
         resamples=20_000,
-        confidence=0.95,
+        interval=Interval(0.95),
         pooling=TopK(share=0.1, min_tiles=1),
         ensembling=order,
     )
@@ -168,7 +172,7 @@ def test_intervals_of_other_poolings_are_those_of_tiles_drawn_one_by_one(order: 
 
 def test_an_unknown_order_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown order of ensembling: 'tiles'"):
-        pool_slide({"a": np.array(A)}, resamples=5, confidence=0.9, ensembling="tiles")
+        pool_slide({"a": np.array(A)}, resamples=5, interval=Interval(0.9), ensembling="tiles")
 
 
 SLIDES = {
@@ -187,7 +191,7 @@ SLIDES = {
     ],
 )
 def test_patients_by_hand(patient: str, score: float, a: float, b: float) -> None:
-    found = pool_patient(SLIDES, resamples=200, confidence=0.9, patient=patient)
+    found = pool_patient(SLIDES, resamples=200, interval=Interval(0.9), patient=patient)
     assert found.score == pytest.approx(score)
     assert found.students == pytest.approx({"a": a, "b": b})
     assert found.disagreement == pytest.approx(a - b)
@@ -198,21 +202,21 @@ def test_patients_by_hand(patient: str, score: float, a: float, b: float) -> Non
 def test_a_patient_is_pooled_from_tiles_unless_told_otherwise() -> None:
     together = {name: np.append(SLIDES["small"][name], SLIDES["large"][name]) for name in "ab"}
     for pooling in (MeanProbability(), MeanLogit()):
-        options = {"resamples": 100, "confidence": 0.9, "pooling": pooling}
+        options = {"resamples": 100, "interval": Interval(0.9), "pooling": pooling}
         assert pool_patient(SLIDES, **options) == pool_slide(together, **options)
 
 
 def test_slides_of_a_patient_are_resampled_each_for_itself() -> None:
     """Equal tiles within each leave no spread, unless slides are put together."""
     slides = {"one": {"a": np.full(5, 0.25)}, "two": {"a": np.full(9, 0.75)}}
-    options = {"resamples": 100, "confidence": 0.9}
+    options = {"resamples": 100, "interval": Interval(0.9)}
     mean = pool_patient(slides, patient="mean_of_slides", **options)
     assert (mean.lower, mean.score, mean.upper) == (0.5, 0.5, 0.5)
     tiles = pool_patient(slides, **options)
     assert tiles.lower < tiles.score < tiles.upper
     random = np.random.default_rng(9)
     slides = {name: {"a": random.uniform(size=40)} for name in ("one", "two", "three")}
-    found = pool_patient(slides, patient="max_of_slides", resamples=4000, confidence=0.9)
+    found = pool_patient(slides, patient="max_of_slides", resamples=4000, interval=Interval(0.9))
     drawn = [
         np.random.default_rng(number).choice(slide["a"], (4000, 40)).mean(1)
         for number, slide in enumerate(slides.values())
@@ -235,4 +239,41 @@ def test_slides_of_a_patient_are_resampled_each_for_itself() -> None:
 )
 def test_a_patient_who_cannot_be_pooled_is_refused(slides: dict, patient: str, what: str) -> None:
     with pytest.raises(ValueError, match=what):
-        pool_patient(slides, resamples=5, confidence=0.9, patient=patient)
+        pool_patient(slides, resamples=5, interval=Interval(0.9), patient=patient)
+
+
+def test_an_interval_for_tiles_and_students_is_that_of_both_variances() -> None:
+    """For the mean the resamples' variance is that of the tiles' means over their number."""
+    random = np.random.default_rng(0)
+    slide = {name: random.beta(a, 3, 300) for name, a in (("a", 2), ("b", 2.4), ("c", 3))}
+    found = pool_slide(
+        slide,
+        resamples=20_000,
+        interval=Interval(0.95, "tiles_and_students"),
+        ensembling="tiles_first",
+    )
+    expected = total_interval(slide, confidence=0.95)
+    assert found.score == pytest.approx(expected.score)
+    assert [found.lower, found.upper] == pytest.approx([expected.lower, expected.upper], abs=2e-3)
+    of_tiles = pool_slide(slide, resamples=2000, interval=Interval(0.95))
+    assert found.upper - found.lower > 3 * (of_tiles.upper - of_tiles.lower)
+    # One student says nothing about others.
+    alone = {"a": slide["a"]}
+    assert pool_slide(alone, resamples=500, interval=Interval(0.95, "tiles_and_students")) == (
+        pool_slide(alone, resamples=500, interval=Interval(0.95))
+    )
+
+
+def test_students_of_opposite_minds_have_mutual_information() -> None:
+    """Certain and opposite: knowing the student tells all, ln 2; alike: nothing."""
+    opposite = pool_slide({"a": np.ones(3), "b": np.zeros(3)}, resamples=0, interval=Interval(0.9))
+    assert opposite.mutual_information == pytest.approx(np.log(2))
+    assert np.isnan([opposite.lower, opposite.upper]).all()
+    alike = pool_slide(
+        {"a": np.full(3, 0.5), "b": np.full(3, 0.5)}, resamples=5, interval=Interval(0.9)
+    )
+    assert alike.mutual_information == pytest.approx(0, abs=1e-12)
+    assert (
+        pool_slide({"a": np.ones(3)}, resamples=5, interval=Interval(0.9)).mutual_information
+        is None
+    )

@@ -12,6 +12,7 @@ import pytest
 from medkd.errors import StageError
 from medkd.slide_level import prediction_file
 from medkd.slide_level.pooling import pool_slide
+from medkd.slide_level.score_interval import Interval
 from medkd.slide_level.streaming import PooledPredictions, pool_predictions
 
 
@@ -25,7 +26,7 @@ def _small_parts() -> Iterator[None]:
 
 NETWORKS = ("student_0", "student_1", "teacher")
 STUDENTS = NETWORKS[:2]
-OPTIONS = {"resamples": 400, "confidence": 0.95}
+OPTIONS = {"resamples": 400, "interval": Interval(0.95)}
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def test_means_are_those_of_float64_in_memory(
 
 def test_tables_have_the_columns_and_order_of_the_calls(pooled: PooledPredictions) -> None:
     keys = ["slide_id", "patient_id", "role"]
-    values = ["network", "tiles", "score", "lower", "upper", "disagreement"]
+    values = ["network", "tiles", "score", "lower", "upper", "disagreement", "mutual_information"]
     assert list(pooled.slides) == keys + values
     assert list(pooled.patients) == keys[1:] + values
     assert pooled.slides["network"].tolist() == [*NETWORKS, "ensemble"] * 12
@@ -105,7 +106,7 @@ def test_intervals_are_those_of_tiles_drawn_with_replacement(
     path: Path, rows: pd.DataFrame, key: str
 ) -> None:
     """A patient's too: its slides must not share weights. In units of the standard error."""
-    pooled = pool_predictions(path, STUDENTS, resamples=3000, confidence=0.95)
+    pooled = pool_predictions(path, STUDENTS, resamples=3000, interval=Interval(0.95))
     found = (pooled.slides if key == "slide_id" else pooled.patients).set_index([key, "network"])
     for name, group in rows.groupby(key):
         values = {
@@ -115,7 +116,7 @@ def test_intervals_are_those_of_tiles_drawn_with_replacement(
         for network in (*NETWORKS, "ensemble"):
             names = STUDENTS if network == "ensemble" else (network,)
             expected = pool_slide(
-                {name: values[name] for name in names}, resamples=3000, confidence=0.95
+                {name: values[name] for name in names}, resamples=3000, interval=Interval(0.95)
             )
             error = (expected.upper - expected.lower) / (2 * 1.96)
             row = found.loc[(name, network)]
@@ -164,3 +165,20 @@ def test_a_student_that_is_absent_is_told(path: Path) -> None:
     assert str(caught.value) == (
         f"{path}: has no predictions of 'student_7'. Run 'medkd predict' again."
     )
+
+
+def test_the_ensemble_may_have_an_interval_for_tiles_and_students(
+    rows: pd.DataFrame, path: Path
+) -> None:
+    """As one slide alone has it; a network alone has that of its tiles."""
+    interval = Interval(0.95, "tiles_and_students")
+    found = pool_predictions(path, STUDENTS, resamples=3000, interval=interval).slides
+    plain = pool_predictions(path, STUDENTS, resamples=3000, interval=Interval(0.95)).slides
+    ensemble = found["network"] == "ensemble"
+    pd.testing.assert_frame_equal(found[~ensemble], plain[~ensemble])
+    for row in found[ensemble].itertuples():
+        own = rows[rows["slide_id"] == row.slide_id].sort_values(["y", "x"])
+        tiles = {name: own.loc[own["network"] == name, "probability"] for name in STUDENTS}
+        expected = pool_slide(tiles, resamples=3000, interval=interval)
+        assert [row.lower, row.upper] == pytest.approx([expected.lower, expected.upper], abs=0.02)
+        assert row.mutual_information == pytest.approx(expected.mutual_information, abs=1e-9)

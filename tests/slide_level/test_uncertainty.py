@@ -11,6 +11,7 @@ from scipy.stats import entropy, t
 from sklearn.metrics import mutual_info_score
 
 from medkd.slide_level.pooling import pool_slide
+from medkd.slide_level.score_interval import Interval
 from medkd.slide_level.uncertainty import mutual_information, student_spread, total_interval
 
 
@@ -58,7 +59,7 @@ def test_students_who_agree_leave_the_interval_of_the_tiles() -> None:
     found = total_interval({"a": tiles, "b": tiles}, confidence=0.95)
     assert found.student_variance == pytest.approx(0, abs=1e-30)
     assert found.degrees_of_freedom == pytest.approx(399)
-    alone = pool_slide({"a": tiles, "b": tiles}, resamples=4000, confidence=0.95)
+    alone = pool_slide({"a": tiles, "b": tiles}, resamples=4000, interval=Interval(0.95))
     assert (found.lower, found.upper) == pytest.approx((alone.lower, alone.upper), abs=3e-3)
 
 
@@ -116,7 +117,7 @@ def test_the_interval_covers_where_that_of_tiles_alone_does_not(
         students = dict(zip("abc", values, strict=True))
         total = total_interval(students, confidence=0.95)
         together.append(total.lower <= truth <= total.upper)
-        tiles = pool_slide(students, resamples=200, confidence=0.95)
+        tiles = pool_slide(students, resamples=200, interval=Interval(0.95))
         alone.append(tiles.lower <= truth <= tiles.upper)
     assert 0.90 < np.mean(together) < 0.985
     assert tiles_cover[0] < np.mean(alone) < tiles_cover[1]

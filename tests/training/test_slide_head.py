@@ -13,6 +13,7 @@ from medkd.datasets.embedding_bags import EmbeddingBags
 from medkd.errors import MedkdError, StageError, TrainingError
 from medkd.networks.mil import HEAD_ARCHITECTURES, SlideHead
 from medkd.slide_level.learned_head import SlideHeads
+from medkd.slide_level.score_interval import Interval
 from medkd.training.slide_head import (
     HeadEpoch,
     SlideHeadConfig,
@@ -281,7 +282,9 @@ def check_resamples(head: SlideHead) -> None:
             for count in counts
         ]
     heads = SlideHeads(head.architecture, {"student": export_slide_head(head)})
-    found = heads.interval([{"student": embeddings.numpy()}], resamples=200, confidence=0.9, seed=5)
+    found = heads.interval(
+        [{"student": embeddings.numpy()}], resamples=200, interval=Interval(0.9), seed=5
+    )
     assert (found.lower, found.upper) == pytest.approx(np.quantile(drawn, [0.05, 0.95]), abs=1e-5)
 
 
