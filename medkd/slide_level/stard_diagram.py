@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 _WIDTH = 900
 _LINE, _PADDING, _GAP = 19, 11, 34
 _MAIN_X, _MAIN_WIDTH = 20, 400
-_SIDE_X, _SIDE_WIDTH = 500, 380
+_SIDE_X, _SIDE_WIDTH = 470, 410
 _LAST_WIDTH, _LAST_GAP = 273, 20
 _LETTERS_OF_SIDE = 50
 
