@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from medkd.config import Config
 from medkd.errors import StageError
 from medkd.files import make_folder, write_json, write_text
 from medkd.inference.package import ModelPackage, load_package
-from medkd.slide_level.evaluation import evaluation_figures, few_patients
+from medkd.slide_level.evaluation import cautions, evaluation_figures
 from medkd.slide_level.evaluation_input import EvaluationInput, read_evaluation_input
 from medkd.slide_level.evaluation_page import evaluation_page, p_value
 from medkd.slide_level.scored_models import AGGREGATE_AGAIN
@@ -158,7 +159,7 @@ def _report(given: EvaluationInput, package: ModelPackage, config: Config) -> di
             "bootstrap_resamples": settings.bootstrap_resamples,
             **config.evaluate.model_dump(mode="json"),
         },
-        "warnings": few_patients(figures, config),
+        "warnings": cautions(figures, config, threshold_positives=point.positives),
         **figures,
     }
 
@@ -197,7 +198,8 @@ def _metrics(report: dict[str, Any]) -> dict[str, float]:
     values["test/called_share"] = flow["called"] / flow["eligible"]["patients"]
     for kind in ("poolings", "against"):
         for model in report[kind][1:]:
-            name = f"test/{kind}/{model['name']}"
+            # A run may be named by its folder, and MLflow's names are not free.
+            name = f"test/{kind}/{re.sub(r'[^A-Za-z0-9.-]+', '_', model['name']).strip('_')}"
             difference = model["difference"]
             values |= {
                 f"{name}/auroc": model["auroc"]["delong"]["value"],

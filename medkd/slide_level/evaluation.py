@@ -67,8 +67,14 @@ def evaluation_figures(given: EvaluationInput, config: Config) -> dict[str, Any]
     }
 
 
-def few_patients(figures: Mapping[str, Any], config: Config) -> list[str]:
-    """What a reader must be told before any figure, a sentence each."""
+def cautions(figures: Mapping[str, Any], config: Config, *, threshold_positives: int) -> list[str]:
+    """What a reader must be told before any figure, a sentence each.
+
+    Args:
+        figures: of :func:`evaluation_figures`.
+        config: the experiment.
+        threshold_positives: positive patients on whom the operating point was chosen.
+    """
     cohort, flow = figures["cohort"], figures["flow"]
     told = []
     fewest, positive = config.evaluate.min_patients, config.data.positive
@@ -81,11 +87,17 @@ def few_patients(figures: Mapping[str, Any], config: Config) -> list[str]:
                 f"Only {number} test patients are {name}: fewer than {fewest} say little, whatever "
                 "the figure."
             )
+    if threshold_positives < fewest:
+        told.append(
+            f"The operating point was chosen on {threshold_positives} {positive} patients alone: "
+            "on others its sensitivity may be far from what was asked for."
+        )
     uncalled = flow["eligible"]["patients"] - flow["called"]
     if uncalled:
         told.append(
-            f"{uncalled} of {flow['eligible']['patients']} test patients have no call: figures of "
-            "the threshold alone are not those of the calls."
+            f"{uncalled} of {flow['eligible']['patients']} test patients "
+            f"{'has' if uncalled == 1 else 'have'} no call: figures of the threshold alone are not "
+            "those of the calls."
         )
     tests = len(figures["poolings"]) + len(figures["against"]) - 2
     if tests > 1:

@@ -41,7 +41,6 @@ class EvaluationInput:
     Attributes:
         patient_ids: (patients,).
         truth: True for the positive class, bool, (patients,).
-        calls: in words, (patients,).
         poolings: the one that ships first.
         against: what other runs ship.
         flow: of all test patients of slides.csv.
@@ -54,7 +53,6 @@ class EvaluationInput:
 
     patient_ids: np.ndarray
     truth: np.ndarray
-    calls: np.ndarray
     poolings: tuple[ScoredModel, ...]
     against: tuple[ScoredModel, ...]
     flow: Flow
@@ -121,12 +119,11 @@ def read_evaluation_input(config: Config, against: Sequence[str] = ()) -> Evalua
     return EvaluationInput(
         patient_ids=order,
         truth=truth,
-        calls=np.array([call_of[patient] for patient in order]),
         poolings=tuple(
             scored_model(str(name), of_pooling, order)
             for name, of_pooling in tested.groupby("pooling", sort=False)
         ),
-        against=tuple(other_run(name, config, first) for name in against),
+        against=tuple(other_run(name, config, first) for name in dict.fromkeys(against)),
         flow=flow,
         subgroups={
             column: of_column

@@ -26,7 +26,7 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"estimate": _estimate, "p_value": p_value, "percent": _percent}
+    environment.filters |= {"estimate": estimate_html, "p_value": p_value, "percent": _percent}
     return environment.get_template("evaluation.html.j2")
 
 
@@ -70,7 +70,7 @@ def _percent(value: float) -> str:
     return f"{100 * value:g}%"
 
 
-def _estimate(estimate: Mapping[str, Any], places: int = 3, sign: bool = False) -> Markup:
+def estimate_html(estimate: Mapping[str, Any], places: int = 3, sign: bool = False) -> Markup:
     """A figure with its interval; where either is lacking, why."""
     value, lower, upper = (estimate.get(key) for key in ("value", "lower", "upper"))
     reason = estimate.get("reason", "")

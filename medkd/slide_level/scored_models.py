@@ -141,10 +141,10 @@ def other_run(name: str, config: Config, first: pd.DataFrame) -> ScoredModel:
     paired_rows(
         first[columns],
         other[columns],
-        names=(config.run_name, folder.name),
+        names=(config.run_name, name),
         where=f"--against {name}",
     )
-    return scored_model(folder.name, other, first["patient_id"].to_numpy())
+    return scored_model(name, other, first["patient_id"].to_numpy())
 
 
 def read_aggregated(path: Path, columns: Sequence[str]) -> pd.DataFrame:

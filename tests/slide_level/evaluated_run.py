@@ -14,7 +14,6 @@ from pathlib import Path
 import pandas as pd
 
 from medkd.config import Config, load_config
-from medkd.files import write_json
 from medkd.inference.package import write_package
 from tests.slide_level.test_aggregate_stage import package_content, package_files, track
 
@@ -182,4 +181,3 @@ def _write_aggregation(config: Config, scored: Sequence[Row]) -> None:
         for network in ("student_0", "ensemble")
     ]
     pd.DataFrame(calls).to_parquet(config.run_folder / "patient_calls.parquet", index=False)
-    write_json(config.run_folder / "evaluation.json", {"schema_version": 1})

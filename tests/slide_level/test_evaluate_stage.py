@@ -180,6 +180,8 @@ def test_few_patients_are_told_before_any_figure(report: dict) -> None:
     assert report["warnings"] == [
         "Only 2 test patients are MSI: fewer than 10 say little, whatever the figure.",
         "Only 3 test patients are not MSI: fewer than 10 say little, whatever the figure.",
+        "The operating point was chosen on 2 MSI patients alone: on others its sensitivity may be "
+        "far from what was asked for.",
         "4 of 7 test patients have no call: figures of the threshold alone are not those of the "
         "calls.",
         "2 models are compared with the one that ships; p-values are not corrected for that.",

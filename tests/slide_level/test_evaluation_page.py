@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from medkd.slide_level.evaluation_page import _estimate, p_value
+from medkd.slide_level.evaluation_page import estimate_html, p_value
 from medkd.slide_level.evaluation_plots import evaluation_drawings
 
 
@@ -28,11 +28,11 @@ from medkd.slide_level.evaluation_plots import evaluation_drawings
     ],
 )
 def test_a_figure_comes_with_its_interval_or_with_the_reason(estimate, shown: str) -> None:
-    assert _estimate(estimate) == shown
+    assert estimate_html(estimate) == shown
 
 
 def test_differences_have_a_sign() -> None:
-    assert _estimate({"value": 0.0625, "lower": -0.5, "upper": 0.625}, 2, True) == (
+    assert estimate_html({"value": 0.0625, "lower": -0.5, "upper": 0.625}, 2, True) == (
         '<b>+0.06</b> <span class="i">-0.50 to +0.62</span>'
     )
 
