@@ -85,7 +85,8 @@ class SlideLevelConfig(Strict):
         "mean_probability",
         description="Of tiles into a score: mean_probability, mean_logit, positive_fraction, "
         "top_k, quantile, noisy_or, histogram_logistic; or learned on what 'medkd predict "
-        "--embeddings' keeps: mean_embedding, max_embedding, attention, gated_attention, transformer. "
+        "--embeddings' keeps: mean_embedding, max_embedding, attention, gated_attention, "
+        "transformer. "
         "docs/pooling.md",
     )
     compare_poolings: Annotated[tuple[PoolingKind, ...], Field(strict=False)] = Field(

@@ -94,6 +94,11 @@ class PackagedOperatingPoint(Strict):
     stated_prevalence: float | None = Field(
         None, description="For which costs were weighed; null: not the rule."
     )
+    fitted_to_sha256: Sha256 | None = Field(
+        None,
+        description="SHA-256 of all that gives the probability that it is a threshold of: classes, "
+        "preprocessing, students, slide head, calibration and conformal sets.",
+    )
 
 
 class Provenance(Strict):
@@ -136,12 +141,6 @@ class Manifest(Strict):
     )
     conformal: ConformalSets | None = Field(
         None, description="Sets that call instead of the operating point; null: it calls."
-    )
-    scores_sha256: Sha256 | None = Field(
-        None,
-        description="SHA-256 of what gives the scores that calibration, operating point and "
-        "conformal sets were fitted to (classes, preprocessing, students, slide head); null: "
-        "nothing was fitted yet.",
     )
     recalibration: RecalibrationRecord | None = Field(
         None, description="Where these come from if not from the training; null: from there."
@@ -245,21 +244,30 @@ def _write_manifest(folder: Path, content: dict[str, Any], names: list[str]) -> 
     hashes = {name: sha256_of_file(folder / name) for name in sorted([*names, CARD])}
     whole = draft.model_copy(update={"files": hashes})
     if whole.operating_point is not None:
-        whole = whole.model_copy(update={"scores_sha256": scores_sha256(whole)})
+        point = whole.operating_point.model_copy(update={"fitted_to_sha256": fitted_to(whole)})
+        whole = whole.model_copy(update={"operating_point": point})
     write_json(folder / MANIFEST, whole.model_dump(mode="json"))
 
 
-def scores_sha256(manifest: Manifest) -> str:
-    """SHA-256 of everything that decides the score of a slide.
+_DECIDES_PROBABILITY = {
+    "classes",
+    "positive",
+    "preprocessing",
+    "students",
+    "slide_head",
+    "calibration",
+    "conformal",
+}
 
-    It ties what was fitted to scores to the model that gave them. Files count by their own hash.
+
+def fitted_to(manifest: Manifest) -> str:
+    """SHA-256 of everything that decides the probability of a slide.
+
+    It ties an operating point to the model that it was chosen for. Files count by their own hash.
     """
-    return sha256_of_json(
-        manifest.model_dump(
-            mode="json", include={"classes", "positive", "preprocessing", "students", "slide_head"}
-        )
-        | {"files": {n: h for n, h in manifest.files.items() if PurePosixPath(n).suffix == ".onnx"}}
-    )
+    networks = {n: h for n, h in manifest.files.items() if PurePosixPath(n).suffix == ".onnx"}
+    decides = manifest.model_dump(mode="json", include=_DECIDES_PROBABILITY)
+    return sha256_of_json({**decides, "networks": networks})
 
 
 def load_package(folder: Path, *, needs_operating_point: bool = True) -> ModelPackage:
@@ -298,7 +306,7 @@ def load_package(folder: Path, *, needs_operating_point: bool = True) -> ModelPa
             what, where=place, remedy="The file was changed by hand; get the package anew."
         ) from None
     _check_files(folder, manifest)
-    _check_scores(folder, manifest)
+    _check_operating_point(folder, manifest)
     if needs_operating_point and manifest.operating_point is None:
         raise ModelPackageError(
             "has no operating point",
@@ -344,20 +352,17 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
             )
 
 
-def _check_scores(folder: Path, manifest: Manifest) -> None:
-    """Refuse an operating point, calibration or conformal sets of another model."""
-    fitted = manifest.operating_point is not None or manifest.conformal is not None
-    if not fitted and manifest.calibration.kind == "none":
+def _check_operating_point(folder: Path, manifest: Manifest) -> None:
+    """Refuse an operating point that was chosen for another model or calibration."""
+    point, own = manifest.operating_point, fitted_to(manifest)
+    if point is None or point.fitted_to_sha256 == own:
         return
-    own = scores_sha256(manifest)
-    if manifest.scores_sha256 != own:
-        of = "no model" if manifest.scores_sha256 is None else f"{manifest.scores_sha256[:12]}"
-        raise ModelPackageError(
-            f"has an operating point that was fitted to the scores of another model ({of}; this "
-            f"one is {own[:12]})",
-            where=folder / MANIFEST,
-            remedy="Run 'medkd aggregate' on this model's run, or 'medkd recalibrate'.",
-        )
+    of = "unknown" if point.fitted_to_sha256 is None else point.fitted_to_sha256[:12]
+    raise ModelPackageError(
+        f"has the operating point of another model or calibration ({of}; this one is {own[:12]})",
+        where=folder / MANIFEST,
+        remedy="Run 'medkd aggregate' on this model's run, or 'medkd recalibrate'.",
+    )
 
 
 def manifest_schema() -> dict[str, Any]:

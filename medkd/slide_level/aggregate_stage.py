@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 
 from medkd.config import Config
 from medkd.datasets.split import check_split, read_split
-from medkd.datasets.tables import read_slides
+from medkd.datasets.tables import SlideRow, read_slides
 from medkd.errors import StageError
 from medkd.files import atomic_path, write_bytes, write_json
 from medkd.inference.package import freeze_decisions, load_package
@@ -72,7 +73,7 @@ def run_aggregate_stage(config: Config) -> AggregateResult:
             synthetic=package.manifest.provenance.trained_on_synthetic,
             advance=advance,
         )
-    for warning in result.decisions.warnings:
+    for warning in (*result.decisions.warnings, *_without_predictions(rows, result)):
         warn(warning)
     _write(config, result)
     with tracked_runs(config) as runs:
@@ -80,6 +81,20 @@ def run_aggregate_stage(config: Config) -> AggregateResult:
     with store_errors(tracking_uri(config)):
         registered = _register(config, runs["parent"].run_id)
     return AggregateResult(result, _auroc_rows(result), _lines(config, result, registered))
+
+
+def _without_predictions(rows: Sequence[SlideRow], result: Aggregation) -> tuple[str, ...]:
+    """Slides that are listed and were not predicted: in no figure, which has to be said."""
+    predicted = set(result.slides["slide_id"])
+    lost = [row for row in rows if row.slide_id not in predicted]
+    if not lost:
+        return ()
+    patients = {row.patient_id for row in lost} - set(result.patients["patient_id"])
+    return (
+        f"{len(lost)} of {len(rows)} slides have no predictions and are in no figure, "
+        f"{len(patients)} patients have none at all (the first slide is {lost[0].slide_id}); "
+        "tiles/report.csv says why slides were not tiled",
+    )
 
 
 def _write(config: Config, result: Aggregation) -> None:

@@ -64,7 +64,18 @@ def decide(
     conformal = None
     if settings.conformal_error is not None:
         conformal = fit_conformal(labels, probabilities, settings.conformal_error, date=date)
-    return Decisions(calibration, record, point, conformal, (*warnings, *point.warnings))
+    return Decisions(
+        calibration, record, point, conformal, (*_alike(scores), *warnings, *point.warnings)
+    )
+
+
+def _alike(scores: np.ndarray) -> tuple[str, ...]:
+    if np.ptp(scores) > 0:
+        return ()
+    return (
+        f"All {len(scores)} validation patients have the score {scores[0]:.4f}: no threshold tells "
+        "them apart, and calls mean nothing",
+    )
 
 
 def _calibration(

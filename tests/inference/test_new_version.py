@@ -38,7 +38,7 @@ def test_every_file_is_kept_and_the_old_package_left(old, tmp_path):
     assert new == load_package(new.folder)
     assert new.manifest.version == "2"
     assert new.sha256 != old.sha256
-    assert new.manifest.scores_sha256 == old.manifest.scores_sha256
+    assert new.manifest.operating_point == old.manifest.operating_point
     after = contents(new.folder)
     assert after.keys() == before.keys()
     assert {name for name in after if after[name] != before[name]} == {

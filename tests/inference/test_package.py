@@ -242,7 +242,7 @@ def test_the_operating_point_is_frozen_and_the_students_are_left(package_folder,
         "patient_auroc": {"value": 0.875, "lower": 0.5, "upper": 1.0},
     }
     frozen = freeze(other, point, performance)
-    assert frozen.manifest.operating_point == source.manifest.operating_point
+    assert frozen.manifest.operating_point.threshold == point["threshold"]
     assert load_package(other).sha256 == frozen.sha256 != source.sha256
     assert (other / "students" / "student1.onnx").stat().st_mtime_ns == before
     card = (other / "model_card.md").read_text()
@@ -255,21 +255,22 @@ def test_the_operating_point_is_frozen_and_the_students_are_left(package_folder,
 def test_an_operating_point_of_another_model_is_refused(package, make_package, tmp_path):
     """Copied from a model whose student differs, whether by hash or without one."""
     other = make_package(tmp_path / "other", students={"student1": (1.5, 0.0), "student2": (1, 0)})
-    theirs = json.loads((other / "model.json").read_text())
-    own = json.loads((package / "model.json").read_text())["scores_sha256"]
-    change_manifest(
-        package, operating_point=theirs["operating_point"], scores_sha256=theirs["scores_sha256"]
-    )
+    theirs = json.loads((other / "model.json").read_text())["operating_point"]
+    own = json.loads((package / "model.json").read_text())["operating_point"]
+    assert theirs["fitted_to_sha256"] != own["fitted_to_sha256"]
+    change_manifest(package, operating_point=theirs)
     assert refusal(package) == (
-        f"{package / 'model.json'}: has an operating point that was fitted to the scores of "
-        f"another model ({theirs['scores_sha256'][:12]}; this one is {own[:12]}). Run 'medkd "
-        "aggregate' on this model's run, or 'medkd recalibrate'."
+        f"{package / 'model.json'}: has the operating point of another model or calibration "
+        f"({theirs['fitted_to_sha256'][:12]}; this one is {own['fitted_to_sha256'][:12]}). Run "
+        "'medkd aggregate' on this model's run, or 'medkd recalibrate'."
     )
-    change_manifest(package, scores_sha256="0" * 64)
-    assert "another model (000000000000; this" in refusal(package)
-    uncalled = make_package(tmp_path / "uncalled", operating_point=None)
-    change_manifest(uncalled, calibration={"kind": "platt", "slope": 2.0, "intercept": 0.0})
-    assert "another model (no model; this" in refusal(uncalled)
+    change_manifest(package, operating_point={**own, "fitted_to_sha256": None})
+    assert "another model or calibration (unknown; this" in refusal(package)
+    change_manifest(package, operating_point=own)
+    assert load_package(package).manifest.operating_point.threshold == own["threshold"]
+    # A threshold of another map is none of this one.
+    change_manifest(package, calibration={"kind": "platt", "slope": 2.0, "intercept": 0.0})
+    assert "another model or calibration" in refusal(package)
 
 
 def test_a_head_that_is_frozen_and_one_that_replaces_it(make_package, tmp_path):
@@ -287,7 +288,8 @@ def test_a_head_that_is_frozen_and_one_that_replaces_it(make_package, tmp_path):
     files = {path: path.encode() for path in paths.values()}
     frozen = freeze_decisions(folder, slide_head=learned, head_files=files, **options)
     assert frozen.manifest.slide_head == learned
-    assert frozen.manifest.scores_sha256 != package.manifest.scores_sha256
+    before, after = package.manifest.operating_point, frozen.manifest.operating_point
+    assert before.fitted_to_sha256 != after.fitted_to_sha256
     assert "students' attention heads say of its tiles'" in (folder / "model_card.md").read_text()
 
     (folder / paths[students[0]]).write_bytes(b"another")

@@ -76,6 +76,8 @@ def test_two_validation_patients_freeze_a_threshold_and_warn(
         "warning: 2 validation patients are too few to calibrate: scores are as they are",
         f"warning: There is a single positive patient: {lone}",
         f"warning: There is a single negative patient: {lone}",
+        "warning: 2 of 11 slides have no predictions and are in no figure, 2 patients have none at "
+        "all (the first slide is v2_s); tiles/report.csv says why slides were not tiled",
     ]
 
 
@@ -96,6 +98,10 @@ def test_equal_scores_spare_nobody_and_miss_nobody() -> None:
     assert at_point["specificity"]["value"] == 0.0
     calls = result.patients["call"].dropna()
     assert set(calls) == {"MSI suspected"}
+    assert result.decisions.warnings[0] == (
+        "All 4 validation patients have the score 0.5000: no threshold tells them apart, and calls "
+        "mean nothing"
+    )
 
 
 @pytest.mark.parametrize(
@@ -128,12 +134,18 @@ def test_a_slide_with_one_tile_gets_no_result() -> None:
         assert row["lower"] == row["upper"] == 0.875
 
 
-def test_a_patient_without_predictions_is_in_no_figure(run: Config) -> None:
+def test_a_patient_without_predictions_is_in_no_figure(
+    run: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
     put(run, without("t4"))
     track(run)
     result = run_aggregate_stage(run)
     assert result.aggregation.evaluation["test"]["patients"] == 4
     assert "t4" not in set(result.aggregation.patients["patient_id"])
+    assert (
+        "warning: 1 of 11 slides have no predictions and are in no figure, 1 patients have none at "
+        "all (the first slide is t4_s); tiles/report.csv says why slides were not tiled\n"
+    ) in capsys.readouterr().err
 
 
 def test_predictions_of_a_patient_without_a_label(run: Config) -> None:
