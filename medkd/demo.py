@@ -10,9 +10,9 @@ from importlib import resources
 from pathlib import Path
 
 from medkd.config import Config, load_config
-from medkd.errors import StageError
+from medkd.errors import StageError, TooFewPatientsError
 from medkd.files import atomic_path, make_folder, write_text
-from medkd.progress import format_seconds, progress
+from medkd.progress import format_seconds, progress, warn
 from medkd.slides.synthetic import SlideSpec, write_cohort, write_slide
 
 _SLIDE_PX = 2560
@@ -77,13 +77,15 @@ def run_demo(
     from medkd.training.train_stage import run_train_stage
 
     trained = run_train_stage(config, rows)
-    _step(4, "Predict every tile")
-    run_predict_stage(config, rows)
+    _step(4, "Predict every tile, and keep the students' embeddings")
+    run_predict_stage(config, rows, embeddings=True)
     _step(5, "Aggregate to slides and patients, freeze the operating point, register the model")
     from medkd.slide_level.aggregate_stage import run_aggregate_stage
 
     aggregated = run_aggregate_stage(config)
-    _step(6, "Infer one new slide")
+    _step(6, "Evaluate on the test patients, and compare two poolings of tiles")
+    pooled = _compare_poolings(config)
+    _step(7, "Infer one new slide")
     from medkd.inference.infer_stage import infer_slides
     from medkd.inference.package import load_package
 
@@ -94,7 +96,7 @@ def run_demo(
 
     networks = aggregated.aggregation.evaluation["networks"]
     _print_table(networks, trained.parameters)
-    for line in aggregated.lines[:2]:
+    for line in (*aggregated.lines[:2], *pooled):
         print(line)
     row = summary.rows[0]
     called = row.call if row.probability is None else f"{row.call} ({row.probability:.2f})"
@@ -128,13 +130,32 @@ def _new_slide(config: Config, seed: int) -> Path:
 
 def _print_places(config: Config, path: Path, slide_id: str) -> None:
     print(f"Report of the new slide  {config.output / 'results' / slide_id / 'report.html'}")
+    page = config.run_folder / "evaluation" / "report.html"
+    if page.exists():
+        print(f"Evaluation               {page}")
     print(f"Tiling report            {config.tiles_folder / 'report.html'}")
     print(f"Model package            {config.model_folder}")
     print(f"MLflow                   medkd ui --config {path}")
 
 
+def _compare_poolings(config: Config) -> tuple[str, ...]:
+    """Evaluate, and tell how the learned pooling compares with the mean."""
+    from medkd.slide_level.evaluate_stage import run_evaluate_stage
+
+    try:
+        found = run_evaluate_stage(config)
+    except TooFewPatientsError as error:
+        warn(f"There is no evaluation: {error.what}.")
+        return ()
+    return tuple(
+        f"Pooling by {name}: patient AUROC {area}, {difference} to the mean that ships (p {p} by "
+        "DeLong's test)."
+        for name, area, _, _, difference, p, _ in found.model_rows[1:]
+    )
+
+
 def _step(number: int, title: str) -> None:
-    print(f"\n{number}/6 {title}", flush=True)
+    print(f"\n{number}/7 {title}", flush=True)
 
 
 def _draw(config: Config, patients: int, seed: int, shuffle_labels: bool) -> None:

@@ -69,6 +69,10 @@ class StageError(MedkdError):
     """A stage lacks what an earlier stage should have written, or was made from other inputs."""
 
 
+class TooFewPatientsError(StageError):
+    """There are not patients enough to fit something to."""
+
+
 class ModelPackageError(MedkdError):
     """A model package is incomplete, changed, or of another schema."""
 

@@ -7,7 +7,7 @@ slide weighs more than a small one because it shows more of the tumour.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pandas as pd
 
 from medkd.config import Config
 from medkd.datasets.split import ROLES
-from medkd.errors import StageError
+from medkd.errors import StageError, TooFewPatientsError
 from medkd.progress import Advance
 from medkd.slide_level.calibration_error import calibration_figures
 from medkd.slide_level.call import make_call
@@ -29,7 +29,7 @@ from medkd.slide_level.resampling import bootstrap
 from medkd.slide_level.score_interval import Interval
 from medkd.slide_level.scored import scored_patients
 from medkd.slide_level.slide_head import PackagedSlideHead
-from medkd.slide_level.slide_pooling import ProbabilityPooling
+from medkd.slide_level.slide_pooling import ProbabilityPooling, SlidePooling
 from medkd.slide_level.slide_pooling_fit import fit_slide_pooling
 from medkd.slide_level.statistics import AUROC, sensitivity_at, specificity_at
 from medkd.slide_level.streaming import ENSEMBLE, pool_predictions
@@ -93,12 +93,20 @@ def aggregate(
     """
     settings, positive = config.slide_level, config.data.positive
     is_positive = {patient: label == positive for patient, label in labels.items()}
-    shipped, *others = [
-        fit_slide_pooling(
+
+    def fitted(kind: str) -> SlidePooling:
+        return fit_slide_pooling(
             kind, predictions, embeddings, is_positive, students, settings, seed=config.seed
         )
-        for kind in (settings.pooling, *settings.compare_poolings)
-    ]
+
+    shipped = fitted(settings.pooling)
+    others: dict[str, SlidePooling] = {}
+    left_out = []
+    for kind in settings.compare_poolings:
+        try:
+            others[kind] = fitted(kind)
+        except TooFewPatientsError as error:
+            left_out.append(f"{kind} is not compared: {error.where}: {error.what}")
     interval = Interval(settings.confidence, settings.interval)
     areas = TileAreas(is_positive, students, ENSEMBLE)
     compared: list[dict[str, Any]] = []
@@ -108,7 +116,7 @@ def aggregate(
         label = label_of(labels, patient_id, predictions)
         for slide in of_patient:
             areas.add(slide)
-        for kind, pooling in zip(settings.compare_poolings, others, strict=True):
+        for kind, pooling in others.items():
             found = pooling.score(of_patient, resamples=0, interval=interval)
             key = {"pooling": kind, "patient_id": patient_id, "role": role, "label": label}
             compared.append({**key, "tiles": found.tiles, "score": found.score})
@@ -133,6 +141,7 @@ def aggregate(
         table.insert(table.columns.get_loc("role") + 1, "label", table["patient_id"].map(labels))
     chosen_on = patients[(patients["role"] == "validation") & (patients["network"] == ENSEMBLE)]
     decisions = _decided(chosen_on, config, date)
+    decisions = replace(decisions, warnings=(*decisions.warnings, *left_out))
     of_slides = slides["slide_id"].map(tissue_mm2)
     ensemble = slides["network"] == ENSEMBLE
     by_patient = of_slides[ensemble].groupby(slides.loc[ensemble, "patient_id"]).sum()
@@ -181,7 +190,7 @@ def _poolings(
         table.assign(probability=own["probability"], threshold=decisions.operating_point.threshold)
     ]
     others = pd.DataFrame(compared, columns=["pooling", *known])
-    for kind in settings.compare_poolings:
+    for kind in dict.fromkeys(others["pooling"]):
         part = others[others["pooling"] == kind].sort_values(["patient_id", "role"])
         decided = _decided(part[part["role"] == "validation"], config, date)
         parts.append(

@@ -12,7 +12,7 @@ import pandas as pd
 from medkd.config import Config
 from medkd.datasets.split import check_split, read_split
 from medkd.datasets.tables import SlideRow, read_slides
-from medkd.errors import StageError
+from medkd.errors import StageError, TooFewPatientsError
 from medkd.slide_level.scored_models import (
     AGGREGATE_AGAIN,
     POOLINGS_FILE,
@@ -186,7 +186,7 @@ def _check_same_aggregation(first: pd.DataFrame, calls: pd.DataFrame, folder: Pa
 def _check_enough(first: pd.DataFrame, truth: np.ndarray, positive: str, path: Path) -> None:
     positives, negatives = int(truth.sum()), int((~truth).sum())
     if min(positives, negatives) < _FEWEST_OF_A_CLASS:
-        raise StageError(
+        raise TooFewPatientsError(
             f"of {len(truth)} test patients with a score {positives} are {positive} and "
             f"{negatives} are not; an evaluation takes {_FEWEST_OF_A_CLASS} of each at the least, "
             "and tens to mean anything",

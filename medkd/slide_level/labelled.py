@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from medkd.errors import StageError
+from medkd.errors import StageError, TooFewPatientsError
 
 FEWEST_PATIENTS = 3
 
@@ -35,8 +35,8 @@ def check_labelled(
         fewest: how many patients it takes.
 
     Raises:
-        StageError: a score is no number or out of range, a class is absent, or there are fewer
-            patients than it takes.
+        TooFewPatientsError: a class is absent, or there are fewer patients than it takes.
+        StageError: a score is no number or out of range.
         ValueError: labels and scores are not two lists of one length.
     """
     labels, scores = np.asarray(labels, bool), np.asarray(scores, np.float64)
@@ -55,9 +55,11 @@ def check_labelled(
     more = "Give validation a larger share, or add patients."
     for lacking, there in (("positive", labels.any()), ("negative", not labels.all())):
         if not there:
-            raise StageError(f"there is no {lacking} patient {purpose}", where=cohort, remedy=more)
+            raise TooFewPatientsError(
+                f"there is no {lacking} patient {purpose}", where=cohort, remedy=more
+            )
     if len(labels) < fewest:
-        raise StageError(
+        raise TooFewPatientsError(
             f"{len(labels)} patients are too few {purpose}: it takes {fewest} at the "
             "least, and tens to mean anything",
             where=cohort,

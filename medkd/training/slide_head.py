@@ -24,7 +24,7 @@ from medkd.config.slide_level import HeadArchitecture, SlideHeadConfig
 from medkd.datasets.bags import collate_bags
 from medkd.datasets.embedding_bags import EmbeddingBags
 from medkd.datasets.patches import EpochSampler
-from medkd.errors import MedkdError, StageError, TrainingError
+from medkd.errors import MedkdError, StageError, TooFewPatientsError, TrainingError
 from medkd.networks.mil import SlideHead
 
 FEWEST_OF_A_CLASS = 2
@@ -87,8 +87,8 @@ def train_slide_head(
         on_epoch: told of every epoch.
 
     Raises:
-        StageError: fewer than two patients of a class in either role, a patient in both, or
-            embeddings of different lengths or that are not finite.
+        TooFewPatientsError: fewer than two patients of a class in either role.
+        StageError: a patient in both, or embeddings of different lengths or that are not finite.
         TrainingError: the loss is no longer finite.
         ConfigError: a head that cannot be made, see :class:`medkd.networks.mil.SlideHead`.
     """
@@ -185,7 +185,7 @@ def _check(
     for role, labels in is_positive.items():
         for kind, count in (("positive", labels.sum()), ("negative", (~labels).sum())):
             if count < FEWEST_OF_A_CLASS:
-                raise StageError(
+                raise TooFewPatientsError(
                     f"{count} {kind} patients are too few to train a slide head: it takes "
                     f"{FEWEST_OF_A_CLASS} of each class at the least, and tens to mean anything",
                     where=f"{role} patients",

@@ -254,6 +254,21 @@ def test_a_learned_pooling_without_embeddings_is_told() -> None:
     )
 
 
+def test_what_cannot_be_fitted_is_not_compared_and_told() -> None:
+    """Of the training patients one is positive: the head cannot ship, and is not compared."""
+    one = {p: "MSS" if ROLES[n] == "train" and n > 0 else label for n, (p, label) in
+           enumerate(LABELS.items())}  # fmt: skip
+    settings = SlideLevelConfig(compare_poolings=("attention", "mean_logit"))
+    found = aggregated(settings, one, with_embeddings=True)
+    assert set(found.poolings["pooling"]) == {"mean_probability", "mean_logit"}
+    assert found.decisions.warnings[-1] == (
+        "attention is not compared: training patients: 1 positive patients are too few to train a "
+        "slide head: it takes 2 of each class at the least, and tens to mean anything"
+    )
+    with pytest.raises(StageError, match="too few to train a slide head"):
+        aggregated(SlideLevelConfig(pooling="attention"), one, with_embeddings=True)
+
+
 def test_embeddings_that_do_not_belong_are_told(tmp_path: Path) -> None:
     table = cohort()
     folder = tmp_path / "embeddings"
