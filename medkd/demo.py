@@ -149,8 +149,8 @@ def _compare_poolings(config: Config) -> tuple[str, ...]:
         return ()
     return tuple(
         f"Pooling by {name}: patient AUROC {area}, {difference} to the mean that ships (p {p} by "
-        "DeLong's test)."
-        for name, area, _, _, difference, p, _ in found.model_rows[1:]
+        "permutation)."
+        for name, area, _, _, difference, _, p in found.model_rows[1:]
     )
 
 
