@@ -175,6 +175,7 @@ def infer_slide(
     *,
     slide_id: str | None = None,
     mpp: float | None = None,
+    table_mpp: float | None = None,
     on_tile: Callable[[int, int], None] | None = None,
 ) -> SlideInference:
     """Score and call one slide. Memory does not grow with the slide but by its thumbnail.
@@ -185,6 +186,7 @@ def infer_slide(
         students: of the same package.
         slide_id: by default the file's name without its ending.
         mpp: resolution of level 0, um/px, over what the slide says.
+        table_mpp: what slides.csv says of it; ``mpp`` is over it, too.
         on_tile: called with (candidates done, candidates in all).
 
     Raises:
@@ -206,7 +208,9 @@ def infer_slide(
         batch.clear()
         spent["model"] += time.perf_counter() - started
 
-    with open_slide_for_tiling(path, parameters, slide_id=slide_id, override_mpp=mpp) as slide:
+    with open_slide_for_tiling(
+        path, parameters, slide_id=slide_id, table_mpp=table_mpp, override_mpp=mpp
+    ) as slide:
         opened = time.perf_counter()
         for tile in slide.tiles():
             fates.append(tile.fate)

@@ -224,6 +224,7 @@ def build_result(
         ),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+        slide_fingerprint=inference.properties.fingerprint,
 
 
 def infer_for_table(

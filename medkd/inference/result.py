@@ -89,6 +89,11 @@ class Result(Strict):
     tissue_area_mm2: float
     mpp: Mpp
     reading: Reading
+    slide_fingerprint: str | None = Field(
+        None,
+        description="SHA-256 of the size and 16 blocks of the slide's file, or of the files of its "
+        "DICOM series; null in older results.",
+    )
     model: Model
     software: dict[str, str]
     timing_s: dict[str, float]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import re
@@ -67,7 +68,15 @@ def test_a_folder_for_each_slide(finished):
         assert base64.b64decode(embedded) == (folder / "heatmap.png").read_bytes()
 
 
-def test_the_result_follows_the_contract(finished, package):
+def fingerprint_by_hand(path: Path) -> str:
+    """SHA-256 over the size, and 16 blocks of 4 KiB spread evenly from end to end."""
+    data = path.read_bytes()
+    starts = [max(len(data) - 4096, 0) * block // 15 for block in range(16)]
+    blocks = b"".join(data[start : start + 4096] for start in starts)
+    return hashlib.sha256(str(len(data)).encode() + blocks).hexdigest()
+
+
+def test_the_result_follows_the_contract(finished, package, flat_slide):
     result = result_of(finished / "flat")
     assert list(result) == [
         "schema_version",
@@ -88,6 +97,7 @@ def test_the_result_follows_the_contract(finished, package):
         "mpp",
         "reading",
         "model",
+        "slide_fingerprint",
         "software",
         "timing_s",
         "synthetic",
@@ -110,6 +120,7 @@ def test_the_result_follows_the_contract(finished, package):
     assert [gate["passed"] for gate in result["qc"]["gates"]] == [True, True, True]
     assert result["mpp"] == {"value": 1.0, "source": "metadata"}
     assert result["model"] == {"name": "by-hand", "version": "1", "sha256": package.sha256}
+    assert result["slide_fingerprint"] == fingerprint_by_hand(flat_slide)
     assert result["operating_point"]["threshold"] == 0.5
     assert set(result["software"]) == {"medkd", "onnxruntime"}
     assert set(result["timing_s"]) == {"open", "read", "model", "report", "total"}
@@ -471,7 +482,8 @@ def without_associated_images(path: Path, to: Path) -> Path:
 def timeless(folder: Path) -> tuple[bytes, dict]:
     """What does not change from run to run."""
     result = result_of(folder)
-    del result["timing_s"], result["created"]
+    # The fingerprint is of the whole file, with label and macro; nothing can be read out of it.
+    del result["timing_s"], result["created"], result["slide_fingerprint"]
     return (folder / "heatmap.png").read_bytes(), result
 
 
