@@ -1,4 +1,4 @@
-"""The infer stage: a folder with result.json, report.html and heatmap.png for each slide."""
+"""The infer stage: a folder with result.json, the report and heatmap.png for each slide."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -20,6 +21,7 @@ from medkd.inference.engine import SlideInference, Students, infer_slide
 from medkd.inference.heatmap import heatmap_png
 from medkd.inference.package import ModelPackage
 from medkd.inference.report import report_html
+from medkd.inference.report_pdf import report_pdf
 from medkd.inference.result import Gate, Model, Mpp, Quality, Reading, Result, Synthetic, Tiles
 from medkd.progress import progress, warn
 
@@ -157,24 +159,31 @@ def _infer_one(
     now = time.perf_counter()
     timing = {**inference.timing_s, "report": now - drawing, "total": now - began}
     result = build_result(inference, package, timing)
-    report = report_html(result, manifest, heatmap)
     text = json.dumps(result.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
-    _write(folder, heatmap, report, text + "\n")
+    _write(
+        folder,
+        {
+            "result.json": f"{text}\n".encode(),
+            "report.html": report_html(result, manifest, heatmap).encode(),
+            "report.pdf": report_pdf(result, manifest, heatmap),
+            "heatmap.png": heatmap,
+        },
+    )
     return InferRow(slide_id, result.call, result.probability_msi, result.interval, timing["total"])
 
 
-def _write(folder: Path, heatmap: bytes, report: str, result: str) -> None:
-    """All three or none: an earlier result stays until the new one is whole on the disk."""
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    """All or none: an earlier result stays until the new one is whole on the disk.
+
+    Args:
+        folder: of the slide.
+        files: content by name, ``result.json`` first.
+    """
     make_folder(folder)
     remove_stale_temporaries(folder)
-    with (
-        atomic_path(folder / "result.json") as result_path,
-        atomic_path(folder / "report.html") as report_path,
-        atomic_path(folder / "heatmap.png") as heatmap_path,
-    ):
-        heatmap_path.write_bytes(heatmap)
-        report_path.write_text(report, encoding="utf-8")
-        result_path.write_text(result, encoding="utf-8")
+    with ExitStack() as written:
+        for name, content in files.items():
+            written.enter_context(atomic_path(folder / name)).write_bytes(content)
         # They move into place from the last to the first; killed in between, none is stale.
         (folder / "result.json").unlink(missing_ok=True)
 
@@ -215,6 +224,7 @@ def build_result(
             reason=inference.properties.reader_reason,
             icc=inference.properties.icc,
         ),
+        slide_fingerprint=inference.properties.fingerprint,
         model=Model(name=manifest.name, version=manifest.version, sha256=package.sha256),
         software={"medkd": __version__, "onnxruntime": version("onnxruntime")},
         timing_s={name: round(seconds, 3) for name, seconds in timing_s.items()},
@@ -224,7 +234,6 @@ def build_result(
         ),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-        slide_fingerprint=inference.properties.fingerprint,
 
 
 def infer_for_table(

@@ -9,6 +9,7 @@ import jinja2
 from markupsafe import Markup
 
 from medkd.inference.package import Manifest
+from medkd.inference.report_content import report_content
 from medkd.inference.result import Result
 
 
@@ -35,9 +36,7 @@ def report_html(result: Result, manifest: Manifest, heatmap: bytes) -> str:
     """
     return _template().render(
         r=result,
-        origin=manifest.provenance,
-        tile=manifest.preprocessing.tile,
-        stain=manifest.preprocessing.stain,
+        c=report_content(result, manifest),
         heatmap=base64.b64encode(heatmap).decode("ascii"),
         scale=score_scale(result, manifest.positive),
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import openslide
+import pypdfium2
 import pytest
 import tifffile
 from PIL import Image
@@ -23,7 +24,7 @@ from medkd.inference.infer_stage import infer_for_table, infer_slides, slide_id_
 from medkd.inference.package import load_package
 from medkd.inference.result import Result, result_schema
 
-OUTPUTS = ["heatmap.png", "report.html", "result.json"]
+OUTPUTS = ["heatmap.png", "report.html", "report.pdf", "result.json"]
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +97,8 @@ def test_the_result_follows_the_contract(finished, package, flat_slide):
         "tissue_area_mm2",
         "mpp",
         "reading",
-        "model",
         "slide_fingerprint",
+        "model",
         "software",
         "timing_s",
         "synthetic",
@@ -119,8 +120,8 @@ def test_the_result_follows_the_contract(finished, package, flat_slide):
     )
     assert [gate["passed"] for gate in result["qc"]["gates"]] == [True, True, True]
     assert result["mpp"] == {"value": 1.0, "source": "metadata"}
-    assert result["model"] == {"name": "by-hand", "version": "1", "sha256": package.sha256}
     assert result["slide_fingerprint"] == fingerprint_by_hand(flat_slide)
+    assert result["model"] == {"name": "by-hand", "version": "1", "sha256": package.sha256}
     assert result["operating_point"]["threshold"] == 0.5
     assert set(result["software"]) == {"medkd", "onnxruntime"}
     assert set(result["timing_s"]) == {"open", "read", "model", "report", "total"}
@@ -374,10 +375,12 @@ def test_a_full_disk(package, flat_slide, tmp_path):
             infer_slides([flat_slide], package, disk)
         assert "no space left on the disk. Free some space" in str(caught.value)
         assert "\n" not in str(caught.value)
-        left = [path.name for path in (disk / "flat").iterdir()]
-        assert left in ([], ["heatmap.png"])
-        for name in left:
-            Image.open(disk / "flat" / name).load()
+        left = sorted(path.name for path in (disk / "flat").iterdir())
+        assert left in ([], ["heatmap.png"], ["heatmap.png", "report.pdf"])
+        if left:
+            Image.open(disk / "flat" / "heatmap.png").load()
+        if len(left) > 1:
+            assert len(pypdfium2.PdfDocument(disk / "flat" / "report.pdf")) >= 1
         subprocess.run(["mount", "-o", "remount,size=4m", disk], check=True)
         infer_slides([flat_slide], package, disk)
         assert sorted(path.name for path in (disk / "flat").iterdir()) == OUTPUTS
@@ -414,7 +417,7 @@ def test_a_failing_second_run_leaves_no_result_of_the_first(package, flat_slide,
     (tmp_path / "flat" / "report.html" / "x").mkdir(parents=True)
     with pytest.raises((MedkdError, OSError)):
         infer_slides([flat_slide], package, tmp_path)
-    assert sorted(path.name for path in (tmp_path / "flat").iterdir()) == OUTPUTS[:2]
+    assert sorted(path.name for path in (tmp_path / "flat").iterdir()) == OUTPUTS[:3]
 
 
 _IMPORTS = """
@@ -446,6 +449,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     for name, data in list(found.items()):
         for number, match in enumerate(re.finditer(rb";base64,([A-Za-z0-9+/=]+)", data)):
             found[f"{name}#{number}"] = base64.b64decode(match[1])
+        if name.endswith(".pdf"):
+            # Text and metadata are compressed in it.
+            pdf = pypdfium2.PdfDocument(data)
+            pages = [page.get_textpage().get_text_bounded() for page in pdf]
+            found[f"{name}#text"] = f"{pages} {pdf.get_metadata_dict()}".encode()
     return found
 
 
