@@ -14,6 +14,7 @@ import typer
 from medkd import __version__
 from medkd.cli_config import config_app
 from medkd.cli_evaluate import evaluate
+from medkd.cli_export import export
 from medkd.cli_import import import_app
 from medkd.cli_methods import methods_app, networks
 from medkd.cli_options import ConfigOption, SetOption, load_rows, load_settings
@@ -254,8 +255,9 @@ def infer(
         raise typer.Exit(1)
 
 
-# Here, so that the help names it after infer.
+# Here, so that the help names them after infer.
 app.command()(recalibrate)
+app.command()(export)
 
 
 @app.command()

@@ -82,7 +82,7 @@ def write_new_version(old: ModelPackage, out: Path, changes: Mapping[str, Any]) 
     content = {**old.manifest.model_dump(mode="json"), **changes}
     hashes = content.pop("files")
     names = [name for name in hashes if name != CARD]
-    with _folder_in_place(out) as folder:
+    with folder_in_place(out) as folder:
         write_package(folder, content, {name: (old.folder / name).read_bytes() for name in names})
         package = load_package(folder)
         for name in names:
@@ -96,7 +96,7 @@ def write_new_version(old: ModelPackage, out: Path, changes: Mapping[str, Any]) 
 
 
 @contextmanager
-def _folder_in_place(out: Path) -> Iterator[Path]:
+def folder_in_place(out: Path) -> Iterator[Path]:
     """Yield a folder beside ``out``, and move it there when the block ends well."""
     make_folder(out.parent)
     _remove_unfinished(out)

@@ -17,8 +17,12 @@ from torch import Tensor, nn
 OPSET = 18
 
 
-class _ShippedClassifier(nn.Module):
-    """Takes what a decoder gives, and gives what a report and a slide head need."""
+class ShippedClassifier(nn.Module):
+    """Takes what a decoder gives, and gives what a report and a slide head need.
+
+    Args:
+        network: takes RGB in [0, 1], float N x 3 x H x W; gives logits.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -63,7 +67,7 @@ def export_onnx(network: nn.Module, size_px: int) -> bytes:
         outputs ``probabilities``, float32 N x classes, and, of a network that has them,
         ``embeddings``, float32 N x channels: its pooled features.
     """
-    shipped = _ShippedClassifier(network.cpu()).eval()
+    shipped = ShippedClassifier(network.cpu()).eval()
     outputs = ["probabilities"]
     if embedding_size(network, size_px) is not None:
         outputs.append("embeddings")

@@ -1,0 +1,65 @@
+"""The export stage: a package in, a folder that another program takes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from medkd.export.kinds import CALLS_SLIDES, ExportKind
+from medkd.files import make_folder
+from medkd.inference.new_version import check_new_folder, folder_in_place
+from medkd.inference.package import ModelPackage, load_package
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote.
+
+    Attributes:
+        folder: where.
+        files: relative path and size, bytes, of each file.
+        lines: what is to be told of it, a sentence each.
+    """
+
+    folder: Path
+    files: tuple[tuple[str, int], ...]
+    lines: tuple[str, ...]
+
+
+def run_export_stage(model: Path, kind: ExportKind, out: Path) -> Exported:
+    """Export a package: ``out`` is whole and was held against the package, or it is absent.
+
+    Args:
+        model: the package, left as it is.
+        kind: to what.
+        out: must not exist.
+
+    Raises:
+        ModelPackageError: the package is not whole, cannot be exported to this, or the export says
+            something else of tiles than the package.
+        OutputError: ``out`` is there already, or cannot be written.
+        ConfigError: a library that the kind needs is not installed.
+    """
+    package = load_package(model, needs_operating_point=kind in CALLS_SLIDES)
+    check_new_folder(out, model)
+    write = _writer(kind)
+    with folder_in_place(out) as folder:
+        lines = write(package, make_folder(folder))
+    return exported(out, lines)
+
+
+def exported(folder: Path, lines: tuple[str, ...]) -> Exported:
+    """What lies in the folder of an export."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    sizes = tuple((str(path.relative_to(folder)), path.stat().st_size) for path in files)
+    return Exported(folder, sizes, lines)
+
+
+def _writer(kind: ExportKind) -> Callable[[ModelPackage, Path], tuple[str, ...]]:
+    # Imported one by one: each brings a heavy library.
+    if kind is ExportKind.ONNX:
+        from medkd.export.onnx_model import write_onnx
+
+        return write_onnx
+    raise ValueError(f"no writer of {kind}")
