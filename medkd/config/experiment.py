@@ -13,7 +13,7 @@ from medkd.config.slide_level import SlideLevelConfig
 from medkd.config.stain import StainConfig
 from medkd.config.tile import TileConfig
 from medkd.config.train import TrainConfig
-from medkd.config.types import FilePath, Positive
+from medkd.config.types import FilePath, Fraction, Positive
 from medkd.schema import Strict
 
 
@@ -26,6 +26,17 @@ class InferConfig(Strict):
     )
     max_disagreement: Annotated[float, Field(gt=0)] = Field(
         0.25, description="Students whose slide scores spread wider give 'indeterminate'."
+    )
+    max_out_of_focus: Fraction = Field(
+        0.5, description="A larger share of the tissue out of focus gives 'indeterminate'."
+    )
+    max_unreadable: Fraction = Field(
+        0.1, description="A larger share of the tissue that cannot be read gives 'indeterminate'."
+    )
+    mpp_tolerance: Fraction = Field(
+        0.2,
+        description="How far a slide's own resolution may lie outside that of the training slides, "
+        "as a share; farther gives 'indeterminate'.",
     )
 
 

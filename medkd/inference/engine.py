@@ -19,6 +19,7 @@ from medkd.slide_level.learned_head import SlideHeads
 from medkd.slide_level.pooling import SlideScore, pool_slide
 from medkd.slide_level.score_interval import Interval
 from medkd.slide_level.slide_head import LearnedPooling
+from medkd.slide_level.slide_quality import SlideQuality
 from medkd.slides.reader import SlideProperties
 from medkd.slides.tiling import TileCounts, open_slide_for_tiling
 
@@ -233,16 +234,22 @@ def infer_slide(
         mean = np.mean(list(seen.probabilities.values()), axis=0)
         tiles = tuple(ScoredTile(x, y, float(p)) for (x, y), p in zip(places, mean, strict=True))
     score = None if raw is None else raw.calibrated(manifest.calibration)
-    point = manifest.operating_point
+    point, counts = manifest.operating_point, TileCounts.of(fates)
     call = make_call(
         score,
         point.threshold if point is not None else math.nan,
         manifest.gates,
-        tissue_area_mm2=slide.tissue_area_mm2,
-        tiles_used=len(places),
+        SlideQuality(
+            slide.tissue_area_mm2,
+            len(places),
+            counts.rejected["out_of_focus"],
+            counts.unreadable,
+            (slide.properties.mpp,),
+        ),
         negative=package.negative,
         positive=manifest.positive,
         conformal=manifest.conformal,
+        trained_mpp=manifest.trained_mpp,
     )
     return SlideInference(
         properties=slide.properties,
@@ -250,7 +257,7 @@ def infer_slide(
         score=score,
         call=call,
         tiles=tiles,
-        counts=TileCounts.of(fates),
+        counts=counts,
         tile_extent_px=slide.tile_extent_px,
         thumbnail=slide.thumbnail,
         thumbnail_mpp=slide.thumbnail_mpp,

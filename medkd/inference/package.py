@@ -149,6 +149,11 @@ class Manifest(Strict):
         None, description="Figures on test patients, as in evaluation.json."
     )
     gates: InferConfig
+    trained_mpp: Interval | None = Field(
+        None,
+        description="Least and largest resolution of level 0 of training slides, um/px; null: "
+        "not known, and no gate.",
+    )
     slide_level: SlideLevelConfig
     provenance: Provenance
     files: dict[str, Sha256] = Field(description="SHA-256 of every other file.")
@@ -202,6 +207,7 @@ def freeze_decisions(
     *,
     slide_head: PackagedSlideHead,
     head_files: Mapping[str, bytes],
+    trained_mpp: tuple[float, float] | None,
     calibration: CalibrationMap,
     operating_point: Mapping[str, Any],
     conformal: ConformalSets | None,
@@ -213,6 +219,7 @@ def freeze_decisions(
         folder: of the package.
         slide_head: how tiles become scores.
         head_files: relative path to content of a learned pooling's files.
+        trained_mpp: least and largest resolution of level 0 of training slides, um/px.
         calibration, operating_point, conformal: fitted to these scores.
         test_performance: as in ``evaluation.json``.
     """
@@ -222,6 +229,7 @@ def freeze_decisions(
     dropped = {CARD, *(earlier.onnx.values() if earlier is not None else ())}
     names = [name for name in content.pop("files") if name not in dropped]
     content["slide_head"] = slide_head.model_dump(mode="json")
+    content["trained_mpp"] = trained_mpp
     content["calibration"] = calibration.model_dump(mode="json")
     content["operating_point"] = dict(operating_point)
     content["conformal"] = conformal.model_dump(mode="json") if conformal is not None else None

@@ -31,6 +31,7 @@ from medkd.slide_level.scored import scored_patients
 from medkd.slide_level.slide_head import PackagedSlideHead
 from medkd.slide_level.slide_pooling import ProbabilityPooling, SlidePooling
 from medkd.slide_level.slide_pooling_fit import fit_slide_pooling
+from medkd.slide_level.slide_quality import SlideQuality
 from medkd.slide_level.statistics import AUROC, sensitivity_at, specificity_at
 from medkd.slide_level.streaming import ENSEMBLE, pool_predictions
 from medkd.slide_level.tile_areas import TileAreas
@@ -46,6 +47,7 @@ class Aggregation:
         decisions: what is fitted to validation patients.
         evaluation: figures on test patients.
         slide_head, head_files: how tiles become scores, for the model package.
+        trained_mpp: least and largest resolution of training slides, for it too.
     """
 
     slides: pd.DataFrame
@@ -55,6 +57,7 @@ class Aggregation:
     evaluation: dict[str, Any]
     slide_head: PackagedSlideHead
     head_files: Mapping[str, bytes]
+    trained_mpp: tuple[float, float] | None
 
     @property
     def operating_point(self) -> OperatingPoint:
@@ -65,7 +68,7 @@ class Aggregation:
 def aggregate(
     predictions: Path,
     labels: Mapping[str, str],
-    tissue_mm2: Mapping[str, float],
+    qualities: Mapping[str, SlideQuality],
     students: Sequence[str],
     config: Config,
     *,
@@ -79,7 +82,7 @@ def aggregate(
     Args:
         predictions: the file, as in docs/files.md.
         labels: of each patient.
-        tissue_mm2: of each slide.
+        qualities: what the tile stage measured of each slide.
         students: names of the networks that ship; their mean is the ensemble.
         config: the experiment.
         embeddings: the folder, as in docs/files.md; looked at by learned poolings only.
@@ -142,14 +145,19 @@ def aggregate(
     chosen_on = patients[(patients["role"] == "validation") & (patients["network"] == ENSEMBLE)]
     decisions = _decided(chosen_on, config, date)
     decisions = replace(decisions, warnings=(*decisions.warnings, *left_out))
-    of_slides = slides["slide_id"].map(tissue_mm2)
-    ensemble = slides["network"] == ENSEMBLE
-    by_patient = of_slides[ensemble].groupby(slides.loc[ensemble, "patient_id"]).sum()
-    for table, area in ((slides, of_slides), (patients, patients["patient_id"].map(by_patient))):
+    of_patients: dict[str, SlideQuality] = {}
+    for row in slides[slides["network"] == ENSEMBLE].itertuples():
+        own, known = qualities[row.slide_id], of_patients.get(row.patient_id)
+        of_patients[row.patient_id] = own if known is None else known + own
+    trained_mpp = _trained_mpp(slides, qualities)
+    for table, measured in (
+        (slides, slides["slide_id"].map(qualities)),
+        (patients, patients["patient_id"].map(of_patients)),
+    ):
         own = table["network"] == ENSEMBLE
         table["probability"] = np.nan
         table.loc[own, "probability"] = decisions.calibration(table.loc[own, "score"].to_numpy())
-        table["call"] = _calls(table, area, decisions, config)
+        table["call"] = _calls(table, measured, decisions, config, trained_mpp)
     evaluation = _evaluate(slides, patients, decisions, areas.areas(), config)
     evaluation["synthetic"] = synthetic
     return Aggregation(
@@ -160,7 +168,17 @@ def aggregate(
         evaluation,
         shipped.packaged,
         shipped.files,
+        trained_mpp,
     )
+
+
+def _trained_mpp(
+    slides: pd.DataFrame, qualities: Mapping[str, SlideQuality]
+) -> tuple[float, float] | None:
+    """Least and largest resolution of level 0 of training slides; None: of some it is not known."""
+    training = slides.loc[slides["role"] == "train", "slide_id"].unique()
+    known = [mpp for slide_id in training for mpp in qualities[slide_id].mpp]
+    return (min(known), max(known)) if len(known) == len(training) else None
 
 
 def _decided(validation: pd.DataFrame, config: Config, date: str) -> Decisions:
@@ -205,12 +223,16 @@ def _poolings(
 
 
 def _calls(
-    table: pd.DataFrame, tissue_mm2: pd.Series, decisions: Decisions, config: Config
+    table: pd.DataFrame,
+    measured: pd.Series,
+    decisions: Decisions,
+    config: Config,
+    trained_mpp: tuple[float, float] | None,
 ) -> list[str | None]:
     classes, positive = config.data.classes, config.data.positive
     negative = " or ".join(name for name in classes if name != positive)
     calls: list[str | None] = []
-    for row, area in zip(table.itertuples(), tissue_mm2, strict=True):
+    for row, quality in zip(table.itertuples(), measured, strict=True):
         if row.network != ENSEMBLE:
             calls.append(None)
             continue
@@ -220,11 +242,12 @@ def _calls(
                 score.calibrated(decisions.calibration),
                 decisions.operating_point.threshold,
                 config.infer,
-                tissue_area_mm2=float(area),
-                tiles_used=row.tiles,
+                # What was predicted counts, of however many tiles there are now.
+                replace(quality, used=row.tiles),
                 negative=negative,
                 positive=positive,
                 conformal=decisions.conformal,
+                trained_mpp=trained_mpp,
             ).call
         )
     return calls

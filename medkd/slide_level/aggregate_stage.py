@@ -19,6 +19,7 @@ from medkd.inference.package import freeze_decisions, load_package
 from medkd.progress import progress, warn
 from medkd.slide_level.aggregate import Aggregation, aggregate
 from medkd.slide_level.plots import evaluation_plots
+from medkd.slide_level.slide_quality import SlideQuality
 from medkd.slide_level.statistics import Estimate
 from medkd.slide_level.streaming import ENSEMBLE
 from medkd.slides.imported_tiles import slide_records
@@ -65,7 +66,7 @@ def run_aggregate_stage(config: Config) -> AggregateResult:
         result = aggregate(
             path,
             {row.patient_id: row.label for row in rows},
-            {slide_id: float(record["tissue_area_mm2"]) for slide_id, record in records.items()},
+            {slide_id: SlideQuality.of_record(record) for slide_id, record in records.items()},
             [student.name for student in package.manifest.students],
             config,
             embeddings=folder / "embeddings",
@@ -115,6 +116,7 @@ def _write(config: Config, result: Aggregation) -> None:
         config.model_folder,
         slide_head=result.slide_head,
         head_files=result.head_files,
+        trained_mpp=result.trained_mpp,
         calibration=result.decisions.calibration,
         operating_point=result.operating_point.to_json(),
         conformal=result.decisions.conformal,

@@ -207,6 +207,7 @@ def freeze(folder, point, performance, calibration=None):
         folder,
         slide_head=load_package(folder, needs_operating_point=False).manifest.slide_head,
         head_files={},
+        trained_mpp=(0.25, 0.5),
         calibration=calibration or Uncalibrated(),
         operating_point=point,
         conformal=None,
@@ -279,6 +280,7 @@ def test_a_head_that_is_frozen_and_one_that_replaces_it(make_package, tmp_path):
     students = [student.name for student in package.manifest.students]
     paths = {name: f"slide_head/{name}.onnx" for name in students}
     options = {
+        "trained_mpp": None,
         "calibration": Uncalibrated(),
         "operating_point": package.manifest.operating_point.model_dump(mode="json"),
         "conformal": None,

@@ -17,6 +17,7 @@ import pandas as pd
 
 from medkd.config import Config, InferConfig, SlideLevelConfig
 from medkd.slide_level.aggregate import Aggregation, aggregate
+from medkd.slide_level.slide_quality import SlideQuality
 
 STUDENTS = ("student_0", "student_1")
 CONFIG = Config(
@@ -66,7 +67,7 @@ def aggregated(
     table: pd.DataFrame | None = None,
     labels: dict[str, str] | None = None,
     *,
-    tissue_mm2: dict[str, float] | None = None,
+    qualities: dict[str, SlideQuality] | None = None,
     synthetic: bool = False,
     config: Config = CONFIG,
 ) -> Aggregation:
@@ -78,7 +79,10 @@ def aggregated(
         return aggregate(
             path,
             LABELS if labels is None else labels,
-            {**dict.fromkeys(table["slide_id"], 2.0), **(tissue_mm2 or {})},
+            {
+                slide: (qualities or {}).get(slide, SlideQuality(2.0, 4))
+                for slide in table["slide_id"].unique()
+            },
             STUDENTS,
             config,
             embeddings=Path(folder) / "embeddings",

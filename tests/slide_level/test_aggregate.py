@@ -11,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from medkd.errors import StageError
 from medkd.slide_level.aggregate import Aggregation
+from medkd.slide_level.slide_quality import SlideQuality
 from tests.slide_level.hand_made import (
     LABELS,
     PATIENTS,
@@ -113,13 +114,13 @@ def test_students_that_disagree_are_indeterminate() -> None:
 
 
 def test_too_little_tissue_on_a_slide_gives_it_no_result() -> None:
-    result = aggregated(tissue_mm2={"t1_s": 0.49, "t2_s": 0.5})
+    result = aggregated(qualities={"t1_s": SlideQuality(0.49, 4), "t2_s": SlideQuality(0.5, 4)})
     assert of(result.slides).loc["t1_s", "call"] == "no result"
     assert of(result.slides).loc["t2_s", "call"] == "MSS"
 
 
 def test_tissue_of_a_slide_counts_once_for_its_patient() -> None:
-    result = aggregated(tissue_mm2={"t1_s": 0.49, "t2_s": 0.5})
+    result = aggregated(qualities={"t1_s": SlideQuality(0.49, 4), "t2_s": SlideQuality(0.5, 4)})
     assert of(result.patients).loc["t1", "call"] == "no result"
     assert of(result.patients).loc["t2", "call"] == "MSS"
 
@@ -129,7 +130,7 @@ def test_two_slides_too_small_alone_are_enough_together() -> None:
     parts = [slide_tiles("t1", "test", 0.875, slide=f"t1_{i}", tiles=2) for i in range(2)]
     result = aggregated(
         pd.concat([table[table["patient_id"] != "t1"], *parts], ignore_index=True),
-        tissue_mm2={"t1_0": 0.25, "t1_1": 0.25},
+        qualities={"t1_0": SlideQuality(0.25, 4), "t1_1": SlideQuality(0.25, 4)},
     )
     assert of(result.slides).loc[["t1_0", "t1_1"], "call"].tolist() == ["no result", "no result"]
     assert of(result.patients).loc["t1", "call"] == "MSI suspected"

@@ -9,6 +9,7 @@ import pytest
 from medkd.config import InferConfig
 from medkd.slide_level.call import Call, make_call
 from medkd.slide_level.pooling import SlideScore
+from medkd.slide_level.slide_quality import SlideQuality
 
 LIMITS = InferConfig(min_tiles=10, min_tissue_mm2=0.5, max_disagreement=0.25)
 THRESHOLD = 0.5
@@ -22,9 +23,12 @@ def call(
     disagreement: float = 0.0,
     tissue: float = 2.0,
     tiles: int = 100,
+    quality: SlideQuality | None = None,
+    trained_mpp: tuple[float, float] | None = None,
 ) -> Call:
     score = SlideScore((lower + upper) / 2, lower, upper, {}, disagreement, tiles)
-    return make_call(score, THRESHOLD, LIMITS, tissue_area_mm2=tissue, tiles_used=tiles)
+    measured = quality or SlideQuality(tissue, tiles)
+    return make_call(score, THRESHOLD, LIMITS, measured, trained_mpp=trained_mpp)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +71,7 @@ def test_tiles_may_be_as_many_as_the_limit_and_no_fewer(tiles: int, expected: st
 
 
 def test_a_slide_without_a_score_has_no_result() -> None:
-    made = make_call(None, THRESHOLD, LIMITS, tissue_area_mm2=0, tiles_used=0)
+    made = make_call(None, THRESHOLD, LIMITS, SlideQuality(0, 0))
     assert made.call == "no result"
     assert made.reasons == (
         "The slide shows 0.00 mm² of tissue; 0.5 mm² are needed.",
@@ -129,6 +133,8 @@ def test_gates_tell_what_was_measured_and_passed() -> None:
         "tissue area, mm²": (2.0, 0.5, True),
         "usable tiles": (100, 10, True),
         "disagreement of students": (0.3, 0.25, False),
+        "share of tissue out of focus": (0.0, 0.5, True),
+        "share of tissue unreadable": (0.0, 0.1, True),
     }
 
 
@@ -141,5 +147,67 @@ def test_calls_carry_the_names_of_the_classes() -> None:
     names = {"negative": "benign", "positive": "tumour"}
     for lower, upper, expected in ((0.1, 0.2, "benign"), (0.8, 0.9, "tumour suspected")):
         score = SlideScore(0.5, lower, upper, {}, 0.0, 50)
-        made = make_call(score, 0.5, LIMITS, tissue_area_mm2=2, tiles_used=50, **names)
+        made = make_call(score, 0.5, LIMITS, SlideQuality(2, 50), **names)
         assert made.call == expected
+
+
+@pytest.mark.parametrize("kind", ["out_of_focus", "unreadable"])
+def test_a_larger_share_of_poor_tissue_leaves_the_score_in_doubt(kind: str) -> None:
+    """Of out of focus a half is allowed, of unreadable a tenth: 100 of 200, and 11 of 110."""
+    allowed = {"out_of_focus": (100, 100), "unreadable": (99, 11)}[kind]
+    used, poor = allowed
+    assert call(quality=SlideQuality(2.0, used, **{kind: poor})).call == "MSS"
+    made = call(quality=SlideQuality(2.0, used, **{kind: poor + 1}))
+    assert made.call == "indeterminate"
+    words, limit = kind.replace("_", " "), {"out_of_focus": "50%", "unreadable": "10%"}[kind]
+    share = (poor + 1) / (used + poor + 1)
+    assert made.reasons == (
+        f"{100 * share:.3g}% of the tissue is {words}; up to {limit} is allowed.",
+        "Use the standard test.",
+    )
+    (gate,) = [gate for gate in made.gates if not gate.passed]
+    assert (gate.name, gate.value) == (f"share of tissue {words}", share)
+
+
+@pytest.mark.parametrize(
+    ("mpp", "expected"),
+    [(0.2, "MSS"), (0.6, "MSS"), (0.199, "indeterminate"), (0.61, "indeterminate")],
+)
+def test_a_resolution_far_from_that_of_training_leaves_it_in_doubt(
+    mpp: float, expected: str
+) -> None:
+    """Trained on 0.25 to 0.5 um/px; a fifth more or less is allowed."""
+    quality = SlideQuality(2.0, 100, mpp=(0.4, mpp))
+    made = call(quality=quality, trained_mpp=(0.25, 0.5))
+    assert made.call == expected
+    assert call(quality=quality).call == "MSS"
+    if expected == "indeterminate":
+        assert made.reasons[0] == (
+            f"The slide has {mpp:.3g} µm/px; the model is for 0.2 to 0.6 µm/px, after the slides "
+            "that it was trained on."
+        )
+
+
+def test_every_doubt_is_told() -> None:
+    made = call(disagreement=0.3, quality=SlideQuality(2.0, 10, 11, 5))
+    assert [gate.passed for gate in made.gates] == [True, True, False, True, False]
+    assert len(made.reasons) == 3
+
+
+def test_slides_of_a_patient_are_measured_together() -> None:
+    whole = SlideQuality(1.0, 10, 5, 1, (0.25,)) + SlideQuality(0.5, 6, 0, 2, (0.5,))
+    assert whole == SlideQuality(1.5, 16, 5, 3, (0.25, 0.5))
+    assert whole.share_out_of_focus == 5 / 24
+    assert whole.share_unreadable == 3 / 24
+    assert SlideQuality(0, 0).share_unreadable == 0
+
+
+def test_what_the_tile_stage_recorded_is_read() -> None:
+    record = {
+        "tissue_area_mm2": 3.5,
+        "slide": {"mpp": 0.25},
+        "tiles": {"used": 7, "unreadable": 2, "rejected": {"out_of_focus": 3, "pen": 9}},
+    }
+    assert SlideQuality.of_record(record) == SlideQuality(3.5, 7, 3, 2, (0.25,))
+    imported = {"tissue_area_mm2": 3.5, "slide": {"synthetic": False}}
+    assert SlideQuality.of_record(imported) == SlideQuality(3.5, 0)

@@ -14,6 +14,7 @@ from medkd.errors import StageError
 from medkd.slide_level.aggregate import Aggregation, aggregate
 from medkd.slide_level.embedding_file import EmbeddingFile
 from medkd.slide_level.pooling_kinds import HistogramLogistic, TopK
+from medkd.slide_level.slide_quality import SlideQuality
 
 STUDENTS = ("student_0", "student_1")
 CLASSES = {True: "MSI", False: "MSS"}
@@ -79,7 +80,7 @@ def aggregated(
         return aggregate(
             folder / "predictions.parquet",
             labels or LABELS,
-            dict.fromkeys(table["slide_id"].unique(), 2.0),
+            dict.fromkeys(table["slide_id"].unique(), SlideQuality(2.0, 10)),
             STUDENTS,
             Config(
                 slide_level=settings.model_copy(update={"bootstrap_resamples": 200}),
