@@ -18,7 +18,7 @@ from medkd.slides.reader import SlideProperties
 SECTION_MM = 0.004
 """Nominal thickness of a section, for formats that ask: hardly a slide says its own, 3 to 5 um."""
 
-# A place is rounded to a whole level-0 pixel by itself; a stretched slide edge adds less than one.
+# A place is rounded to a whole level-0 pixel, and the last one kept within the slide.
 _OFF_GRID_PX = 1.0
 
 

@@ -23,7 +23,7 @@ def tiff_map(inference: SlideInference, description: str) -> bytes:
 
     It has the thumbnail's pixels: 8 um, or more on slides of more than 8 cm², which bounds memory.
     Pixel (0, 0) begins where level 0 does, so the resolutions alone lay it over the slide.
-    Compression is lossless: colours can be read back as probabilities.
+    Compression is lossless, so that colours at the edges of tiles stay what they are.
 
     Args:
         inference: of the slide.

@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset
 
 from medkd.errors import SlideError
 from medkd.inference.maps import map_files
-from medkd.inference.maps.dicom_source import dicom_source
+from medkd.inference.maps.dicom_source import DicomSource, dicom_source
 from tests.inference.maps.conftest import (
     FRAME_OF_REFERENCE,
     STUDY,
@@ -167,6 +167,15 @@ def test_a_slide_that_does_not_say_where_it_lies(call, tmp_path):
         "without which no map can lie over it. Leave dicom out of the maps; geojson, nifti and "
         "tiff do without."
     )
+
+
+def test_places_on_the_glass_where_pixels_are_not_square():
+    """100 columns of 1 um along +y and 50 rows of 2 um along -x, from the first pixel's centre."""
+    header, origin = Dataset(), Dataset()
+    origin.XOffsetInSlideCoordinateSystem, origin.YOffsetInSlideCoordinateSystem = 10, 20
+    header.TotalPixelMatrixOriginSequence = [origin]
+    source = DicomSource(header, (0.002, 0.001), 0.004, (0, 1, 0, -1, 0, 0))
+    assert source.position_mm(100.5, 50.5) == pytest.approx((10 - 0.1, 20 + 0.1, 0))
 
 
 def test_a_level_that_is_gone(half):
