@@ -31,11 +31,18 @@ _ROUNDING = 1e-4
 
 @dataclass(frozen=True)
 class ScoredTile:
-    """A used tile: top left corner in level-0 pixels, and the ensemble's probability."""
+    """A used tile.
+
+    Attributes:
+        x, y: top left corner, level-0 pixels.
+        probability: the students' mean.
+        disagreement: largest minus smallest of the students' probabilities.
+    """
 
     x: int
     y: int
     probability: float
+    disagreement: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -231,8 +238,13 @@ def infer_slide(
     if places:
         seen = Seen.together(collected)
         raw = students.score(seen)
-        mean = np.mean(list(seen.probabilities.values()), axis=0)
-        tiles = tuple(ScoredTile(x, y, float(p)) for (x, y), p in zip(places, mean, strict=True))
+        of_students = np.stack(list(seen.probabilities.values()))
+        tiles = tuple(
+            ScoredTile(x, y, float(probability), float(spread))
+            for (x, y), probability, spread in zip(
+                places, of_students.mean(0), np.ptp(of_students, axis=0), strict=True
+            )
+        )
     score = None if raw is None else raw.calibrated(manifest.calibration)
     point, counts = manifest.operating_point, TileCounts.of(fates)
     call = make_call(

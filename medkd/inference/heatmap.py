@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import attrgetter
 
 import matplotlib as mpl
 import numpy as np
@@ -17,10 +18,15 @@ from medkd.inference.engine import ScoredTile, SlideInference
 
 # Perceptually uniform, and read alike by colour-blind people.
 COLOUR_MAP = "viridis"
+_DISAGREEMENT_MAP = "cividis"
 
 
 def heatmap_values(
-    tiles: Sequence[ScoredTile], tile_extent_px: float, scale: float, shape: tuple[int, int]
+    tiles: Sequence[ScoredTile],
+    tile_extent_px: float,
+    scale: float,
+    shape: tuple[int, int],
+    value: Callable[[ScoredTile], float] = attrgetter("probability"),
 ) -> np.ndarray:
     """Probability of each pixel of a thumbnail; overlapping tiles are averaged.
 
@@ -29,6 +35,7 @@ def heatmap_values(
         tile_extent_px: side of a tile, level-0 pixels.
         scale: thumbnail pixels per level-0 pixel.
         shape: height and width of the thumbnail.
+        value: what of a tile is shown.
 
     Returns:
         float64, of ``shape``; nan where no tile lies.
@@ -36,7 +43,7 @@ def heatmap_values(
     total, count = np.zeros(shape), np.zeros(shape)
     for tile in tiles:
         rows, columns = tile_rectangle(tile.x, tile.y, tile_extent_px, scale)
-        total[rows, columns] += tile.probability
+        total[rows, columns] += value(tile)
         count[rows, columns] += 1
     return np.divide(total, count, out=np.full(shape, np.nan), where=count > 0)
 
@@ -51,44 +58,54 @@ def tile_rectangle(x: int, y: int, tile_extent_px: float, scale: float) -> tuple
 def heatmap_png(
     result: SlideInference, threshold: float, positive: str, *, synthetic_model: bool = False
 ) -> bytes:
-    """The thumbnail with the outline of the tissue, and beside it the probabilities over it.
+    """The thumbnail with the outline of the tissue, and beside it what the students say over it.
+
+    The scales, from 0 to 1, are the same on every slide.
 
     Args:
         result: of the slide.
-        threshold: the operating point, marked on the scale, which is the same on every slide.
+        threshold: the operating point, marked on the scale.
         positive: name of the positive class.
         synthetic_model: the model learnt from drawn slides; the picture says so.
     """
     height, width = result.thumbnail.shape[:2]
     scale = result.properties.mpp / result.thumbnail_mpp
-    values = heatmap_values(result.tiles, result.tile_extent_px, scale, (height, width))
     tall = height > 1.4 * width
     figure = Figure(
-        figsize=(10, 8 if tall else max(3.2, 0.6 + 4.6 * height / width)),
+        figsize=(13, 8 if tall else max(3.0, 0.7 + 3.7 * height / width)),
         layout=ConstrainedLayoutEngine(rect=(0, 0.03, 1, 0.97)),
     )
-    left, right = figure.subplots(1, 2)
-    left.imshow(result.thumbnail, interpolation="bicubic")
-    # Grey, so that every colour here is a probability's.
-    grey = result.thumbnail.mean(axis=2)
-    right.imshow(grey, cmap="gray", vmin=0, vmax=255, interpolation="bicubic")
+    slide, probability, disagreement = figure.subplots(1, 3)
+    slide.imshow(result.thumbnail, interpolation="bicubic")
     for axes, title in (
-        (left, "H&E, tissue outlined"),
-        (right, f"probability of {positive} by tile"),
+        (slide, "H&E, tissue outlined"),
+        (probability, f"probability of {positive} by tile"),
+        (disagreement, "disagreement of students by tile"),
     ):
         axes.set_title(title, fontsize=10, loc="left")
         axes.set_xticks([])
         axes.set_yticks([])
     if result.tissue_mask.any():
-        left.contour(result.tissue_mask, [0.5], colors="#0072B2", linewidths=0.8)
-    shown = right.imshow(values, cmap=COLOUR_MAP, vmin=0, vmax=1, alpha=0.6, interpolation="none")
-    bar = figure.colorbar(shown, ax=right, fraction=0.046, pad=0.02)
-    bar.ax.axhline(threshold, color="#D55E00", linewidth=2)
-    bar.ax.text(
-        -0.25, threshold, "operating\npoint", color="#D55E00", fontsize=7,
-        ha="right", va="center",
-    )  # fmt: skip
-    _scale_bar(left, width, result.thumbnail_mpp)
+        slide.contour(result.tissue_mask, [0.5], colors="#0072B2", linewidths=0.8)
+    for axes, colours, value in (
+        (probability, COLOUR_MAP, "probability"),
+        (disagreement, _DISAGREEMENT_MAP, "disagreement"),
+    ):
+        values = heatmap_values(
+            result.tiles, result.tile_extent_px, scale, (height, width), attrgetter(value)
+        )
+        # Grey, so that every colour here is a tile's.
+        grey = result.thumbnail.mean(axis=2)
+        axes.imshow(grey, cmap="gray", vmin=0, vmax=255, interpolation="bicubic")
+        shown = axes.imshow(values, cmap=colours, vmin=0, vmax=1, alpha=0.6, interpolation="none")
+        bar = figure.colorbar(shown, ax=axes, fraction=0.046, pad=0.02)
+        if axes is probability:
+            bar.ax.axhline(threshold, color="#D55E00", linewidth=2)
+            bar.ax.text(
+                -0.25, threshold, "operating\npoint", color="#D55E00", fontsize=7,
+                ha="right", va="center",
+            )  # fmt: skip
+    _scale_bar(slide, width, result.thumbnail_mpp)
     note = f"{result.properties.slide_id}. Research use only."
     if result.properties.synthetic:
         note += " Synthetic slide."

@@ -74,22 +74,23 @@ def test_a_slide_on_its_thumbnail(flat):
     assert (red[np.isnan(values)] > 204).mean() > 0.98
 
 
-def panels(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What is drawn inside of the two frames, found by the glass at their edges."""
+def panels(image: np.ndarray) -> list[np.ndarray]:
+    """What is drawn inside of the frames, found by the glass at their edges."""
     glass = (image == 243).all(axis=-1)
     rows = np.flatnonzero(glass.sum(axis=1) > image.shape[1] / 2)
     columns = np.flatnonzero(glass[rows[0]])
-    (gap,) = np.flatnonzero(np.diff(columns) > 1)
-    left, right = columns[: gap + 1], columns[gap + 1 :]
-    size = min(len(left), len(right))
+    frames = np.split(columns, np.flatnonzero(np.diff(columns) > 1) + 1)
+    size = min(len(frame) for frame in frames)
     inside = image[rows[0] : rows[-1] + 1]
-    return inside[:, left[0] : left[0] + size], inside[:, right[0] : right[0] + size]
+    return [inside[:, frame[0] : frame[0] + size] for frame in frames]
 
 
 def test_the_picture(flat):
     data = heatmap_png(flat, 0.5, "MSI")
     assert data == heatmap_png(flat, 0.5, "MSI")
-    left, right = panels(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int))
+    left, right, spread = panels(
+        np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+    )
     height, width = left.shape[:2]
     assert width / height == pytest.approx(80 / 64, rel=0.01)
     for tissue, probability, columns in (
@@ -100,6 +101,9 @@ def test_the_picture(flat):
         colour = 255 * np.array(colormaps["viridis"](probability)[:3])
         assert abs(left[rows, columns] - tissue).max() <= 2
         assert abs(right[rows, columns] - (0.6 * colour + 0.4 * np.mean(tissue))).max() <= 4
+        # student2 says 0.3 + red / 2, student1 red itself.
+        differing = 255 * np.array(colormaps["cividis"](abs(0.3 - tissue[0] / 255 / 2))[:3])
+        assert abs(spread[rows, columns] - (0.6 * differing + 0.4 * np.mean(tissue))).max() <= 4
     # Where no tile lies the heatmap is transparent.
     outside = np.ones((height, width), bool)
     outside[int(height * 0.22) : int(height * 0.78), int(width * 0.27) : int(width * 0.83)] = False
@@ -110,7 +114,7 @@ def test_the_picture_without_tissue(package_folder, write_flat, tmp_path):
     path = write_flat(tmp_path / "blank.svs", np.full((256, 256, 3), 243, np.uint8))
     package = load_package(package_folder)
     data = heatmap_png(infer_slide(path, package, Students(package)), 0.5, "MSI")
-    assert Image.open(io.BytesIO(data)).size[0] == 1200
+    assert Image.open(io.BytesIO(data)).size[0] == 1560
 
 
 def test_the_file_says_nothing_beside_its_pixels(flat):
