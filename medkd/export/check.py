@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -128,6 +128,16 @@ def reference(package: ModelPackage) -> Reference:
             for student in package.manifest.students
         }
         return Reference(tiles, said, "the ONNX students of the package", TOLERANCE)
+
+
+def positive_of(held: Reference, package: ModelPackage) -> Reference:
+    """A reference of the probability of the positive class alone, N x 1."""
+    index = package.manifest.classes.index(package.manifest.positive)
+    said = {
+        student: {"probabilities": outputs["probabilities"][:, index : index + 1]}
+        for student, outputs in held.said.items()
+    }
+    return replace(held, said=said)
 
 
 def largest_difference(expected: Mapping[str, Said], found: Mapping[str, Said]) -> float:

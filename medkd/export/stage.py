@@ -62,4 +62,8 @@ def _writer(kind: ExportKind) -> Callable[[ModelPackage, Path], tuple[str, ...]]
         from medkd.export.onnx_model import write_onnx
 
         return write_onnx
+    if kind is ExportKind.MLFLOW:
+        from medkd.export.mlflow_folder import write_mlflow
+
+        return write_mlflow
     raise ValueError(f"no writer of {kind}")

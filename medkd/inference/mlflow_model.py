@@ -10,12 +10,13 @@ import io
 import os
 import warnings
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
 import pandas as pd
-from mlflow.models import ModelSignature, set_model
+from mlflow.models import Model, ModelSignature, set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from mlflow.types import ColSpec, DataType, Schema
 
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
     from mlflow.models.model import ModelInfo
 
 _PACKAGE = "medkd_package"
+
+# What a call imports, beside medkd's own files, which come along: no torch, no MONAI.
+_REQUIREMENTS = (
+    "imagecodecs", "jinja2", "matplotlib", "numpy", "onnxruntime", "openslide-bin",
+    "openslide-python", "pandas", "pillow", "pyarrow", "pydantic", "pydicom", "PyYAML",
+    "reportlab", "rich", "scikit-image", "scipy", "simplejpeg", "tifffile",
+)  # fmt: skip
 
 SIGNATURE = ModelSignature(
     inputs=Schema(
@@ -47,7 +55,11 @@ SIGNATURE = ModelSignature(
 
 
 class SlideCaller(PythonModel):  # type: ignore[misc, unused-ignore]
-    """Calls slides with a model package. Research use only."""
+    """Calls slides with a model package. Research use only.
+
+    Attributes:
+        students: of the package, once the context is loaded.
+    """
 
     def load_context(self, context: PythonModelContext) -> None:
         """Check the package and load its students."""
@@ -55,7 +67,7 @@ class SlideCaller(PythonModel):  # type: ignore[misc, unused-ignore]
         from medkd.inference.package import load_package
 
         self._package = load_package(Path(context.artifacts[_PACKAGE]))
-        self._students = Students(self._package)
+        self.students = Students(self._package)
 
     def predict(
         self,
@@ -71,7 +83,7 @@ class SlideCaller(PythonModel):  # type: ignore[misc, unused-ignore]
         for row in model_input.explode(list(model_input.columns)).to_dict("records"):
             path, mpp = Path(row["slide"]), row.get("mpp")
             result, error = infer_for_table(
-                path, self._package, self._students, None if pd.isna(mpp) else float(mpp)
+                path, self._package, self.students, None if pd.isna(mpp) else float(mpp)
             )
             interval = (None, None) if result is None else (result.interval or (None, None))
             rows.append(
@@ -87,6 +99,45 @@ class SlideCaller(PythonModel):  # type: ignore[misc, unused-ignore]
                 }
             )
         return pd.DataFrame(rows, columns=SIGNATURE.outputs.input_names())
+
+
+def _model_of(folder: Path) -> dict[str, Any]:
+    """What MLflow is given of a package: its files, medkd's code, and pinned requirements."""
+    import medkd
+
+    return {
+        "python_model": str(Path(__file__)),
+        "artifacts": {_PACKAGE: str(folder)},
+        "signature": SIGNATURE,
+        "code_paths": [str(Path(medkd.__file__).parent)],
+        "pip_requirements": [f"{name}=={version(name)}" for name in _REQUIREMENTS],
+    }
+
+
+def save_package(package: Path, folder: Path) -> None:
+    """Write a model package as an MLflow model that needs no store, no network and no medkd.
+
+    Args:
+        package: the folder of the package.
+        folder: empty, or not there.
+    """
+    with _without_advice():
+        mlflow.pyfunc.save_model(path=str(folder), **_model_of(package))
+    # MLflow writes down where on this machine the files were; it loads them from the folder.
+    model = Model.load(str(folder))
+    flavor = model.flavors["python_function"]
+    flavor["model_code_path"] = Path(flavor["model_code_path"]).name
+    for artifact in flavor["artifacts"].values():
+        artifact["uri"] = artifact["path"]
+    model.save(str(folder / "MLmodel"))
+
+
+@contextlib.contextmanager
+def _without_advice() -> Iterator[None]:
+    """An input example would be a path on this machine, stored with the model."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*input example.*")
+        yield
 
 
 @contextlib.contextmanager
@@ -109,19 +160,12 @@ def log_package(
     with (
         _in_store(tracking_uri),
         mlflow.start_run(run_id=run_id),
-        warnings.catch_warnings(),
+        _without_advice(),
         # MLflow tells of the registration on standard error; the caller tells it better.
         contextlib.redirect_stderr(io.StringIO()),
     ):
-        # An input example would be a path on this machine, stored with the model.
-        warnings.filterwarnings("ignore", message=".*input example.*")
         return mlflow.pyfunc.log_model(
-            name="model",
-            python_model=str(Path(__file__)),
-            artifacts={_PACKAGE: str(folder)},
-            signature=SIGNATURE,
-            registered_model_name=registered_name,
-            pip_requirements=["medkd"],
+            name="model", registered_model_name=registered_name, **_model_of(folder)
         )
 
 
