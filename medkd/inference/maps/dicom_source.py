@@ -65,10 +65,10 @@ class DicomSource:
     def position_mm(self, x_px: float, y_px: float) -> tuple[float, float, float]:
         """Slide coordinates of a place in level-0 pixels; (0, 0) is the image's top left corner.
 
-        PS3.3 C.7.6.16.2.1 counts from the centre of the first pixel, hence the halves.
+        The equation of PS3.3 C.7.6.2.1.1, which counts from the centre of the first pixel.
         """
         (origin,) = self.header.TotalPixelMatrixOriginSequence
-        corner = np.array(
+        first = np.array(
             [
                 float(origin.XOffsetInSlideCoordinateSystem),
                 float(origin.YOffsetInSlideCoordinateSystem),
@@ -77,7 +77,7 @@ class DicomSource:
         )
         along_row, down_column = np.reshape(self.orientation, (2, 3))
         row_mm, column_mm = self.spacing_mm
-        place = corner + (x_px - 0.5) * column_mm * along_row + (y_px - 0.5) * row_mm * down_column
+        place = first + (x_px - 0.5) * column_mm * along_row + (y_px - 0.5) * row_mm * down_column
         x, y, z = place.tolist()
         return x, y, z
 

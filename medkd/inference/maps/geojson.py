@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openslide
 
-from medkd.inference.engine import SlideInference
+from medkd.inference.engine import ScoredTile, SlideInference
 from medkd.inference.maps.grid import colours, disclaimer
 from medkd.inference.package import ModelPackage
 from medkd.inference.result import Result
@@ -27,12 +26,7 @@ _BOUNDS = (
 )
 
 
-def geojson_map(
-    inference: SlideInference,
-    result: Result,
-    package: ModelPackage,
-    disagreement: Sequence[float] | None = None,
-) -> bytes:
+def geojson_map(inference: SlideInference, result: Result, package: ModelPackage) -> bytes:
     """A FeatureCollection with a square for each scored tile, as QuPath reads tile objects.
 
     The class of a tile is what a slide would be called whose score were the tile's: positive at or
@@ -43,15 +37,11 @@ def geojson_map(
         inference: of the slide.
         result: of the same.
         package: the model.
-        disagreement: of each tile, the students' largest probability minus their smallest.
     """
     manifest = package.manifest
     probabilities = np.array([tile.probability for tile in inference.tiles], float)
     is_positive = manifest.calibration(probabilities) >= result.operating_point.threshold
     left, top = qupath_origin(inference.properties.path)
-    measurements = [{f"probability of {manifest.positive}": round(p, 6)} for p in probabilities]
-    for measured, spread in zip(measurements, disagreement or (), strict=disagreement is not None):
-        measured["disagreement of students"] = round(spread, 6)
     features = [
         {
             "type": "Feature",
@@ -67,11 +57,11 @@ def geojson_map(
                     if positive
                     else {"name": package.negative, "color": _NEGATIVE_RGB}
                 ),
-                "measurements": measured,
+                "measurements": _measurements(tile, package),
             },
         }
-        for tile, colour, positive, measured in zip(
-            inference.tiles, colours(probabilities).tolist(), is_positive, measurements, strict=True
+        for tile, colour, positive in zip(
+            inference.tiles, colours(probabilities).tolist(), is_positive, strict=True
         )
     ]
     document = {
@@ -103,6 +93,13 @@ def qupath_origin(path: Path) -> tuple[int, int]:
         if not all(name in slide.properties for name in _BOUNDS):
             return 0, 0
         return int(slide.properties[_BOUNDS[0]]), int(slide.properties[_BOUNDS[1]])
+
+
+def _measurements(tile: ScoredTile, package: ModelPackage) -> dict[str, float]:
+    measured = {f"probability of {package.manifest.positive}": round(tile.probability, 6)}
+    if len(package.manifest.students) > 1:
+        measured["disagreement of students"] = round(tile.disagreement, 6)
+    return measured
 
 
 def _square(x: float, y: float, side: float) -> list[list[Any]]:

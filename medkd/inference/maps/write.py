@@ -22,7 +22,7 @@ MAP_FILES: dict[MapKind, tuple[str, ...]] = {
     "tiff": ("heatmap.tif",),
     "dicom": ("heatmap.dcm", "tissue.dcm", "report.dcm"),
 }
-"""Every file of each kind; disagreement is there only where it is known."""
+"""Every file of each kind; one student alone disagrees with none."""
 
 
 def check_map_kinds(kinds: Sequence[str]) -> None:
@@ -52,7 +52,6 @@ def map_files(
     kinds: Sequence[str],
     *,
     package: ModelPackage,
-    disagreement: Sequence[float] | None = None,
     keep_uids: bool = False,
 ) -> dict[str, bytes]:
     """File name to content of the maps of one slide; docs/maps.md says what each holds.
@@ -62,7 +61,6 @@ def map_files(
         result: of the same.
         kinds: of maps, see :data:`MapKind`.
         package: the model.
-        disagreement: of each tile, the students' largest probability minus their smallest.
         keep_uids: DICOM maps join the slide's study; else they make up a study of their own.
 
     Raises:
@@ -80,7 +78,7 @@ def map_files(
     if "geojson" in kinds:
         from medkd.inference.maps.geojson import geojson_map
 
-        files["heatmap.geojson"] = geojson_map(inference, result, package, disagreement)
+        files["heatmap.geojson"] = geojson_map(inference, result, package)
     if "nifti" in kinds:
         from medkd.inference.maps.nifti import nifti_map
 
@@ -88,8 +86,8 @@ def map_files(
         files["heatmap.nii.gz"] = nifti_map(
             values, grid, mpp, name=f"p({positive})", description=about
         )
-        if disagreement is not None:
-            spread = grid.values(inference.tiles, disagreement)
+        if len(package.manifest.students) > 1:
+            spread = grid.values(inference.tiles, [tile.disagreement for tile in inference.tiles])
             files["disagreement.nii.gz"] = nifti_map(
                 spread, grid, mpp, name="disagreement", description=about
             )
@@ -112,13 +110,12 @@ def write_maps(
     kinds: Sequence[str],
     *,
     package: ModelPackage,
-    disagreement: Sequence[float] | None = None,
     keep_uids: bool = False,
 ) -> tuple[Path, ...]:
     """Write the maps of one slide, all or none; earlier maps that are not made again are removed.
 
     Args:
-        inference, result, kinds, package, disagreement, keep_uids: as for :func:`map_files`.
+        inference, result, kinds, package, keep_uids: as for :func:`map_files`.
         folder: of the slide.
 
     Returns:
@@ -133,7 +130,6 @@ def write_maps(
         result,
         kinds,
         package=package,
-        disagreement=disagreement,
         keep_uids=keep_uids,
     )
     make_folder(folder)

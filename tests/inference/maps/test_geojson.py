@@ -9,7 +9,7 @@ import tifffile
 
 from medkd.inference.maps import map_files
 from medkd.inference.maps.geojson import qupath_origin
-from tests.inference.maps.conftest import marked_image
+from tests.inference.maps.conftest import TOLERANCE, marked_image
 
 LEFT_PX, TOP_PX, WIDTH_PX, HEIGHT_PX = 1000, 600, 3000, 2000
 MPP = 0.5
@@ -57,10 +57,8 @@ def bounded(call, tmp_path_factory):
     return call(path, mpp=MPP, size_px=64)
 
 
-def document(called, **options):
-    files = map_files(
-        called.inference, called.result, ["geojson"], package=called.package, **options
-    )
+def document(called):
+    files = map_files(called.inference, called.result, ["geojson"], package=called.package)
     return json.loads(files["heatmap.geojson"])
 
 
@@ -123,8 +121,18 @@ def test_classes_follow_the_calibrated_probability(call, marked):
 
 
 def test_disagreement_stands_beside_the_probability(marked):
-    spread = [index / 100 for index in range(15)]
-    features = document(marked, disagreement=spread)["features"]
-    told = [feature["properties"]["measurements"] for feature in features]
-    assert [measured["disagreement of students"] for measured in told] == spread
-    assert all(len(measured) == 2 for measured in told)
+    """Student 1 says r, student 2 says r / 2 + 0.3: they differ by 0.5 r - 0.3, where r is red."""
+    by_probability = sorted(
+        (feature["properties"]["measurements"] for feature in document(marked)["features"]),
+        key=lambda measured: measured["probability of MSI"],
+    )
+    assert all(len(measured) == 2 for measured in by_probability)
+    told = [measured["disagreement of students"] for measured in by_probability]
+    assert told[:-1] == pytest.approx([0.3 - 0.5 * 120 / 255] * 14, abs=TOLERANCE)
+    assert told[-1] == pytest.approx(0.5 * 230 / 255 - 0.3, abs=TOLERANCE)
+
+
+def test_one_student_disagrees_with_none(call, marked):
+    called = call(marked.path, students={"student1": (1.0, 0.0)})
+    measured = [f["properties"]["measurements"] for f in document(called)["features"]]
+    assert {tuple(told) for told in measured} == {("probability of MSI",)}

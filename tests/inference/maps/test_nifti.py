@@ -9,6 +9,7 @@ import pytest
 from medkd.inference.maps import map_files
 from medkd.inference.maps.grid import TileGrid
 from medkd.inference.maps.nifti import nifti_map
+from tests.inference.maps.conftest import COLUMNS, MARKED_COLUMN, MARKED_ROW, ROWS, TOLERANCE
 
 GRID = TileGrid(columns=3, rows=2, step_px=448, extent_px=448)
 VALUES = np.array([[0.1, 0.2, 0.3], [0.4, np.nan, 0.6]], np.float32)
@@ -57,12 +58,12 @@ def test_long_names_are_cut_and_bytes_are_the_same():
 
 
 def test_disagreement_is_a_second_volume(marked):
-    spread = [index / 100 for index in range(15)]
-    options = {"package": marked.package, "disagreement": spread}
-    files = map_files(marked.inference, marked.result, ["nifti"], **options)
+    """As far as the students' slopes and offsets leave them apart; nothing on glass."""
+    files = map_files(marked.inference, marked.result, ["nifti"], package=marked.package)
     assert list(files) == ["heatmap.nii.gz", "disagreement.nii.gz"]
-    values = volume(files["disagreement.nii.gz"]).get_fdata()[..., 0]
-    # Tiles come row by row; the first row and column are glass.
-    expected = np.full((6, 4), np.nan)
-    expected[1:, 1:] = np.reshape(spread, (3, 5)).T
-    np.testing.assert_allclose(values, expected, atol=1e-6)
+    image = volume(files["disagreement.nii.gz"])
+    assert image.header.get_intent()[2] == "disagreement"
+    expected = np.full((COLUMNS, ROWS), np.nan)
+    expected[1:, 1:] = 0.3 - 0.5 * 120 / 255
+    expected[MARKED_COLUMN, MARKED_ROW] = 0.5 * 230 / 255 - 0.3
+    np.testing.assert_allclose(image.get_fdata()[..., 0], expected, atol=TOLERANCE)

@@ -28,8 +28,9 @@ def test_an_earlier_map_that_is_not_made_again_is_removed(marked, tmp_path):
             (tmp_path / name).write_text("of an earlier model")
     (tmp_path / "result.json").write_text("not a map")
     written = write(marked, tmp_path, ["nifti"])
-    assert [path.name for path in written] == ["heatmap.nii.gz"]
-    assert {path.name for path in tmp_path.iterdir()} == {"heatmap.nii.gz", "result.json"}
+    assert [path.name for path in written] == ["heatmap.nii.gz", "disagreement.nii.gz"]
+    names = {"heatmap.nii.gz", "disagreement.nii.gz", "result.json"}
+    assert {path.name for path in tmp_path.iterdir()} == names
     assert write(marked, tmp_path, []) == ()
     assert {path.name for path in tmp_path.iterdir()} == {"result.json"}
 
@@ -53,7 +54,12 @@ def test_a_slide_without_a_tile_has_empty_maps(call, write_flat, tmp_path):
         called.inference, called.result, ["geojson", "nifti", "tiff"], package=called.package
     )
     assert b'"features":[]' in files["heatmap.geojson"]
-    assert list(files) == ["heatmap.geojson", "heatmap.nii.gz", "heatmap.tif"]
+    assert list(files) == [
+        "heatmap.geojson",
+        "heatmap.nii.gz",
+        "disagreement.nii.gz",
+        "heatmap.tif",
+    ]
 
 
 def test_drawn_slides_and_models_are_told(marked):
