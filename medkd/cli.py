@@ -16,6 +16,7 @@ from medkd.cli_config import config_app
 from medkd.cli_evaluate import evaluate
 from medkd.cli_export import export
 from medkd.cli_import import import_app
+from medkd.cli_infer import infer
 from medkd.cli_methods import methods_app, networks
 from medkd.cli_options import ConfigOption, SetOption, load_rows, load_settings
 from medkd.cli_recalibrate import recalibrate
@@ -211,51 +212,11 @@ def aggregate(config: ConfigOption = None, assignments: SetOption = None) -> Non
         print(line)
 
 
-# Here, so that the help names it after aggregate.
+# Here, so that the help names them after aggregate.
 app.command()(evaluate)
+app.command()(infer)
 
 
-@app.command()
-def infer(
-    slides: Annotated[list[Path], typer.Argument(help="Slides, as files.", show_default=False)],
-    model: Annotated[Path, typer.Option("--model", help="A model package (a folder).")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the results.")],
-    mpp: Annotated[
-        float | None,
-        typer.Option("--mpp", help="Resolution of level 0, um/px, where a slide has none."),
-    ] = None,
-) -> None:
-    """Call slides with the students of a model package: result.json, report.html, heatmap.png."""
-    from medkd.inference.infer_stage import infer_slides
-    from medkd.inference.package import load_package
-
-    package = load_package(model)
-    summary = infer_slides(slides, package, out, mpp=mpp)
-    if summary.rows:
-        print_table(
-            "Calls. Research use only.",
-            ("slide", "call", "probability", "interval", "seconds"),
-            (
-                (
-                    row.slide_id,
-                    row.call,
-                    "" if row.probability is None else f"{row.probability:.3f}",
-                    "" if row.interval is None else "{:.3f} to {:.3f}".format(*row.interval),
-                    f"{row.seconds:.1f}",
-                )
-                for row in summary.rows
-            ),
-        )
-        if package.manifest.provenance.trained_on_synthetic:
-            print("The model was trained on synthetic slides; its calls mean nothing in a clinic.")
-        print(f"Reports: {out}/<slide>/report.html")
-    for message in summary.failed:
-        print(f"failed: {message}", file=sys.stderr)
-    if summary.failed:
-        raise typer.Exit(1)
-
-
-# Here, so that the help names them after infer.
 app.command()(recalibrate)
 app.command()(export)
 

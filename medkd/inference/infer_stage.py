@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -17,13 +16,17 @@ from pathlib import Path
 from medkd import __version__
 from medkd.errors import MedkdError, SlideError
 from medkd.files import atomic_path, make_folder, remove_stale_temporaries
+from medkd.inference.earlier_result import result_of
 from medkd.inference.engine import SlideInference, Students, infer_slide
 from medkd.inference.heatmap import heatmap_png
 from medkd.inference.package import ModelPackage
 from medkd.inference.report import report_html
 from medkd.inference.report_pdf import report_pdf
 from medkd.inference.result import Gate, Model, Mpp, Quality, Reading, Result, Synthetic, Tiles
+from medkd.inference.slide_files import SlideFile, slide_id_of
+from medkd.logs import log_event
 from medkd.progress import progress, warn
+from medkd.slides.openslide_reader import fingerprint
 
 _log = logging.getLogger(__name__)
 
@@ -41,15 +44,11 @@ class InferRow:
 
 @dataclass(frozen=True)
 class InferSummary:
-    """Slides that were called, and a line for each that failed."""
+    """Slides that were called, a line for each that failed, and how many were there already."""
 
     rows: tuple[InferRow, ...]
     failed: tuple[str, ...]
-
-
-def slide_id_of(path: Path) -> str:
-    """The file's name without its ending, with nothing in it that could not name a folder."""
-    return re.sub(r"[^A-Za-z0-9._-]", "_", path.stem).lstrip(".") or "slide"
+    there: int = 0
 
 
 def _check_mpp(mpp: float | None) -> None:
@@ -65,79 +64,113 @@ def _check_mpp(mpp: float | None) -> None:
     raise error
 
 
-def _by_id(paths: Sequence[Path]) -> dict[str, Path]:
-    ids: dict[str, Path] = {}
-    for path in paths:
-        slide_id = slide_id_of(path)
-        if slide_id not in ids:
-            ids[slide_id] = path
-        elif ids[slide_id].resolve() == path.resolve():
-            warn(f"{path} is named more than once; it is called once.")
-        else:
-            error = SlideError(
-                "duplicate_id",
-                f"would be written to the same folder as {ids[slide_id]}",
-                where=path,
-                remedy="Rename one of the two, or give each an output folder of its own.",
-            )
-            error.exit_status = 2
-            raise error
+def _by_id(slides: Sequence[Path | SlideFile]) -> dict[str, SlideFile]:
+    ids: dict[str, SlideFile] = {}
+    for named in slides:
+        slide = SlideFile(slide_id_of(named), named) if isinstance(named, Path) else named
+        first = ids.setdefault(slide.slide_id, slide)
+        if first is slide:
+            continue
+        if first.path.resolve() == slide.path.resolve():
+            warn(f"{slide.path} is named more than once; it is called once.")
+            continue
+        error = SlideError(
+            "duplicate_id",
+            f"would be written to the same folder as {first.path}",
+            where=slide.path,
+            remedy="Rename one of the two, give both an id in a table (--slides), or each an "
+            "output folder of its own.",
+        )
+        error.exit_status = 2
+        raise error
     return ids
 
 
 def infer_slides(
-    paths: Sequence[Path], package: ModelPackage, out: Path, *, mpp: float | None = None
+    slides: Sequence[Path | SlideFile],
+    package: ModelPackage,
+    out: Path,
+    *,
+    mpp: float | None = None,
+    students: Students | None = None,
+    resume: bool = False,
 ) -> InferSummary:
     """Call every slide; one that cannot be used costs one line.
 
     Args:
-        paths: the slides.
+        slides: what is to be called; a path is named for its file.
         package: the model.
         out: gets a folder for each slide. ``result.json`` is written last: where it is, the
             others are whole.
-        mpp: resolution of level 0, um/px, over what the slides say.
+        mpp: resolution of level 0, um/px, over what the slides and the table say.
+        students: of the package, where they are loaded already.
+        resume: leave slides whose result is there, of the same file, model and resolution.
 
     Raises:
         OutputError: ``out`` cannot be written.
         SlideError: two slides have one id, or ``mpp`` is not a length.
     """
     _check_mpp(mpp)
-    ids = _by_id(paths)
+    ids = _by_id(slides)
     make_folder(out)
-    students = Students(package)
+    students = students or Students(package)
     rows: list[InferRow] = []
     failed: list[str] = []
+    there = 0
     with progress("inferring", 100 * len(ids)) as advance:
-        for number, (slide_id, path) in enumerate(ids.items(), start=1):
+        for number, slide in enumerate(ids.values(), start=1):
             shown = 100 * (number - 1)
 
-            def on_tile(done: int, total: int, number: int = number, name: str = slide_id) -> None:
+            def on_tile(
+                done: int, total: int, number: int = number, name: str = slide.slide_id
+            ) -> None:
                 nonlocal shown
                 now = 100 * (number - 1) + 95 * done // max(total, 1)
                 if now > shown:
                     advance(now - shown, note=name)
                     shown = now
 
-            try:
-                rows.append(
-                    _infer_one(path, slide_id, package, students, out / slide_id, mpp, on_tile)
-                )
-            except SlideError as error:
-                failed.append(str(error))
-            except MedkdError:
-                raise
-            except Exception as error:
-                # One slide that no one foresaw must not stop the others.
-                _log.debug("inferring %s", path, exc_info=True)
-                message = f"{type(error).__name__}: {error}".replace("\n", " ")
-                failed.append(f"{path}: {message}. This is a fault of medkd; please report it.")
-            advance(100 * number - shown, note=slide_id)
-    return InferSummary(tuple(rows), tuple(failed))
+            if resume and _is_there(slide, package, out, mpp):
+                there += 1
+                log_event(_log, "slide_there_already", slide_id=slide.slide_id)
+            else:
+                folder = out / slide.slide_id
+                try:
+                    row = _infer_one(slide, package, students, folder, mpp, on_tile)
+                except Exception as error:
+                    failed.append(_failure(slide, error))
+                    log_event(_log, "slide_failed", slide_id=slide.slide_id, reason=failed[-1])
+                else:
+                    rows.append(row)
+                    log_event(_log, "slide_called", **asdict(row))
+            advance(100 * number - shown, note=slide.slide_id)
+    return InferSummary(tuple(rows), tuple(failed), there)
+
+
+def _is_there(slide: SlideFile, package: ModelPackage, out: Path, mpp: float | None) -> bool:
+    try:
+        mark = fingerprint(slide.path)
+    except OSError:  # told when it is read
+        return False
+    told = slide.mpp if mpp is None else mpp
+    folder, sha256 = out / slide.slide_id, package.sha256
+    return result_of(folder, fingerprint=mark, model_sha256=sha256, mpp=told) is not None
+
+
+def _failure(slide: SlideFile, error: Exception) -> str:
+    """Why a slide was not called; an error that is not the slide's is raised again."""
+    if isinstance(error, SlideError):
+        return str(error)
+    if isinstance(error, MedkdError):
+        raise error
+    # One slide that no one foresaw must not stop the others.
+    _log.debug("inferring %s", slide.path, exc_info=error)
+    message = f"{type(error).__name__}: {error}".replace("\n", " ")
+    return f"{slide.path}: {message}. This is a fault of medkd; please report it."
 
 
 def _infer_one(
-    path: Path,
-    slide_id: str,
+    slide: SlideFile,
     package: ModelPackage,
     students: Students,
     folder: Path,
@@ -145,7 +178,15 @@ def _infer_one(
     on_tile: Callable[[int, int], None],
 ) -> InferRow:
     began = time.perf_counter()
-    inference = infer_slide(path, package, students, slide_id=slide_id, mpp=mpp, on_tile=on_tile)
+    inference = infer_slide(
+        slide.path,
+        package,
+        students,
+        slide_id=slide.slide_id,
+        mpp=mpp,
+        table_mpp=slide.mpp,
+        on_tile=on_tile,
+    )
     drawing = time.perf_counter()
     manifest = package.manifest
     point = manifest.operating_point
@@ -169,7 +210,9 @@ def _infer_one(
             "heatmap.png": heatmap,
         },
     )
-    return InferRow(slide_id, result.call, result.probability_msi, result.interval, timing["total"])
+    return InferRow(
+        slide.slide_id, result.call, result.probability_msi, result.interval, timing["total"]
+    )
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
