@@ -13,6 +13,7 @@ import numpy as np
 
 from medkd.datasets.stain import StainReference, normalise
 from medkd.errors import ModelPackageError
+from medkd.inference.extremes import Extremes
 from medkd.inference.package import ModelPackage
 from medkd.slide_level.call import Call, make_call
 from medkd.slide_level.learned_head import SlideHeads
@@ -59,6 +60,7 @@ class SlideInference:
     tiles: tuple[ScoredTile, ...]
     counts: TileCounts
     tile_extent_px: float
+    extremes: Extremes
     thumbnail: np.ndarray
     thumbnail_mpp: float
     tissue_mask: np.ndarray
@@ -206,13 +208,16 @@ def infer_slide(
     began = time.perf_counter()
     spent = {"read": 0.0, "model": 0.0}
     collected: list[Seen] = []
+    extremes = Extremes()
     places: list[tuple[int, int]] = []
     fates: list[str] = []
     batch: list[np.ndarray] = []
 
     def flush() -> None:
         started = time.perf_counter()
-        collected.append(students(np.stack(batch)))
+        pixels = np.stack(batch)
+        collected.append(students(pixels))
+        extremes.add(np.mean(list(collected[-1].probabilities.values()), axis=0), pixels)
         batch.clear()
         spent["model"] += time.perf_counter() - started
 
@@ -271,6 +276,7 @@ def infer_slide(
         tiles=tiles,
         counts=counts,
         tile_extent_px=slide.tile_extent_px,
+        extremes=extremes,
         thumbnail=slide.thumbnail,
         thumbnail_mpp=slide.thumbnail_mpp,
         tissue_mask=slide.tissue_mask,

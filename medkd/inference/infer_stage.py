@@ -18,6 +18,7 @@ from medkd.errors import MedkdError, SlideError
 from medkd.files import atomic_path, make_folder, remove_stale_temporaries
 from medkd.inference.earlier_result import result_of
 from medkd.inference.engine import SlideInference, Students, infer_slide
+from medkd.inference.extremes import extremes_png
 from medkd.inference.heatmap import heatmap_png
 from medkd.inference.package import ModelPackage
 from medkd.inference.report import report_html
@@ -197,6 +198,7 @@ def _infer_one(
         manifest.positive,
         synthetic_model=manifest.provenance.trained_on_synthetic,
     )
+    tiles = extremes_png(inference.extremes, manifest.positive)
     now = time.perf_counter()
     timing = {**inference.timing_s, "report": now - drawing, "total": now - began}
     result = build_result(inference, package, timing)
@@ -205,8 +207,8 @@ def _infer_one(
         folder,
         {
             "result.json": f"{text}\n".encode(),
-            "report.html": report_html(result, manifest, heatmap).encode(),
-            "report.pdf": report_pdf(result, manifest, heatmap),
+            "report.html": report_html(result, manifest, heatmap, tiles).encode(),
+            "report.pdf": report_pdf(result, manifest, heatmap, tiles),
             "heatmap.png": heatmap,
         },
     )

@@ -26,18 +26,21 @@ def _template() -> jinja2.Template:
     return environment.get_template("report.html.j2")
 
 
-def report_html(result: Result, manifest: Manifest, heatmap: bytes) -> str:
+def report_html(result: Result, manifest: Manifest, heatmap: bytes, tiles: bytes = b"") -> str:
     """The report of one slide.
 
     Args:
         result: what ``result.json`` will hold.
         manifest: of the model.
         heatmap: the PNG.
+        tiles: a PNG of the most and least positive tiles; empty: there is none.
     """
     return _template().render(
         r=result,
         c=report_content(result, manifest),
         heatmap=base64.b64encode(heatmap).decode("ascii"),
+        tiles=base64.b64encode(tiles).decode("ascii"),
+        positive=manifest.positive,
         scale=score_scale(result, manifest.positive),
     )
 

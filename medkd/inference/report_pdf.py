@@ -33,13 +33,14 @@ def _fonts() -> None:
     pdfmetrics.registerFontFamily(_SANS, normal=_SANS, bold=_BOLD, italic=_SANS, boldItalic=_BOLD)
 
 
-def report_pdf(result: Result, manifest: Manifest, heatmap: bytes) -> bytes:
+def report_pdf(result: Result, manifest: Manifest, heatmap: bytes, tiles: bytes = b"") -> bytes:
     """The report of one slide.
 
     Args:
         result: what ``result.json`` holds.
         manifest: of the model.
         heatmap: the PNG.
+        tiles: a PNG of the most and least positive tiles; empty: there is none.
     """
     from reportlab.lib.pagesizes import A4
     from reportlab.lib.units import mm
@@ -55,6 +56,9 @@ def report_pdf(result: Result, manifest: Manifest, heatmap: bytes) -> bytes:
     story.append(
         KeepTogether([_title("Where the score comes from"), _picture(heatmap, width, 95 * mm)])
     )
+    if tiles:
+        title = f"Tiles most and least like {escape(manifest.positive)}"
+        story.append(KeepTogether([_title(title), _picture(tiles, width, 62 * mm)]))
     left, right = content.tables[::2], content.tables[1::2]
     for pair in zip(left, right, strict=True):
         story.append(_side_by_side(pair, width))

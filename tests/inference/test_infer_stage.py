@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import os
 import re
@@ -63,10 +64,11 @@ def test_a_folder_for_each_slide(finished):
     assert sorted(path.name for path in finished.iterdir()) == ["drawn", "flat"]
     for folder in finished.iterdir():
         assert sorted(path.name for path in folder.iterdir()) == OUTPUTS
-        (embedded,) = re.findall(
+        embedded, tiles = re.findall(
             r"data:image/png;base64,([^\"]*)", (folder / "report.html").read_text("utf-8")
         )
         assert base64.b64decode(embedded) == (folder / "heatmap.png").read_bytes()
+        Image.open(io.BytesIO(base64.b64decode(tiles))).load()
 
 
 def fingerprint_by_hand(path: Path) -> str:
