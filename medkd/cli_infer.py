@@ -38,6 +38,14 @@ def infer(
         float | None,
         typer.Option("--mpp", help="Resolution of level 0, um/px, where a slide has none."),
     ] = None,
+    maps: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map",
+            help="Also write geojson, nifti, tiff or dicom; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Leave slides whose result of the same model is there."),
@@ -49,7 +57,7 @@ def infer(
         ),
     ] = None,
 ) -> None:
-    """Call slides with the students of a model package: result.json, reports, heatmap.png."""
+    """Call slides with the students of a model package: result.json, reports, maps."""
     from medkd.inference.infer_stage import infer_slides
     from medkd.inference.package import load_package
     from medkd.inference.slide_files import find_slides, no_slides, slides_of_table, told_aside
@@ -66,7 +74,7 @@ def infer(
     to_call, failed = [*found.slides, *listed], list(found.unusable)
     if to_call:
         with json_log(log) if log is not None else contextlib.nullcontext():
-            summary = infer_slides(to_call, package, out, mpp=mpp, resume=resume)
+            summary = infer_slides(to_call, package, out, mpp=mpp, maps=maps or (), resume=resume)
         _print(summary, out, on_synthetic=package.manifest.provenance.trained_on_synthetic)
         failed = [*summary.failed, *failed]
     for message in failed:

@@ -56,7 +56,7 @@ def tile_rectangle(x: int, y: int, tile_extent_px: float, scale: float) -> tuple
 
 
 def heatmap_png(
-    result: SlideInference, threshold: float, positive: str, *, synthetic_model: bool = False
+    result: SlideInference, threshold: float | None, positive: str, *, synthetic_model: bool = False
 ) -> bytes:
     """The thumbnail with the outline of the tissue, and beside it what the students say over it.
 
@@ -64,7 +64,7 @@ def heatmap_png(
 
     Args:
         result: of the slide.
-        threshold: the operating point, marked on the scale.
+        threshold: the operating point as a mean of tiles, marked on the scale; None: it is none.
         positive: name of the positive class.
         synthetic_model: the model learnt from drawn slides; the picture says so.
     """
@@ -99,7 +99,7 @@ def heatmap_png(
         axes.imshow(grey, cmap="gray", vmin=0, vmax=255, interpolation="bicubic")
         shown = axes.imshow(values, cmap=colours, vmin=0, vmax=1, alpha=0.6, interpolation="none")
         bar = figure.colorbar(shown, ax=axes, fraction=0.046, pad=0.02)
-        if axes is probability:
+        if axes is probability and threshold is not None:
             bar.ax.axhline(threshold, color="#D55E00", linewidth=2)
             bar.ax.text(
                 -0.25, threshold, "operating\npoint", color="#D55E00", fontsize=7,

@@ -20,6 +20,7 @@ from medkd.inference.earlier_result import result_of
 from medkd.inference.engine import SlideInference, Students, infer_slide
 from medkd.inference.extremes import extremes_png
 from medkd.inference.heatmap import heatmap_png
+from medkd.inference.maps.write import MAP_FILES, check_map_kinds, map_files
 from medkd.inference.package import ModelPackage
 from medkd.inference.report import report_html
 from medkd.inference.report_pdf import report_pdf
@@ -27,6 +28,8 @@ from medkd.inference.result import Gate, Model, Mpp, Quality, Reading, Result, S
 from medkd.inference.slide_files import SlideFile, slide_id_of
 from medkd.logs import log_event
 from medkd.progress import progress, warn
+from medkd.slide_level.calibration import least_score
+from medkd.slide_level.pooling import MEAN_PROBABILITY
 from medkd.slides.openslide_reader import fingerprint
 
 _log = logging.getLogger(__name__)
@@ -93,6 +96,7 @@ def infer_slides(
     out: Path,
     *,
     mpp: float | None = None,
+    maps: Sequence[str] = (),
     students: Students | None = None,
     resume: bool = False,
 ) -> InferSummary:
@@ -104,14 +108,18 @@ def infer_slides(
         out: gets a folder for each slide. ``result.json`` is written last: where it is, the
             others are whole.
         mpp: resolution of level 0, um/px, over what the slides and the table say.
+        maps: kinds of maps beside the report, see docs/maps.md.
         students: of the package, where they are loaded already.
-        resume: leave slides whose result is there, of the same file, model and resolution.
+        resume: leave slides whose result is there, of the same file, model and resolution, and
+            whose maps are.
 
     Raises:
+        ConfigError: there is no such kind of map, or its extra is not installed.
         OutputError: ``out`` cannot be written.
         SlideError: two slides have one id, or ``mpp`` is not a length.
     """
     _check_mpp(mpp)
+    check_map_kinds(maps)
     ids = _by_id(slides)
     make_folder(out)
     students = students or Students(package)
@@ -131,13 +139,13 @@ def infer_slides(
                     advance(now - shown, note=name)
                     shown = now
 
-            if resume and _is_there(slide, package, out, mpp):
+            if resume and _is_there(slide, package, out, mpp, maps):
                 there += 1
                 log_event(_log, "slide_there_already", slide_id=slide.slide_id)
             else:
                 folder = out / slide.slide_id
                 try:
-                    row = _infer_one(slide, package, students, folder, mpp, on_tile)
+                    row = _infer_one(slide, package, students, folder, mpp, maps, on_tile)
                 except Exception as error:
                     failed.append(_failure(slide, error))
                     log_event(_log, "slide_failed", slide_id=slide.slide_id, reason=failed[-1])
@@ -148,13 +156,19 @@ def infer_slides(
     return InferSummary(tuple(rows), tuple(failed), there)
 
 
-def _is_there(slide: SlideFile, package: ModelPackage, out: Path, mpp: float | None) -> bool:
+def _is_there(
+    slide: SlideFile, package: ModelPackage, out: Path, mpp: float | None, maps: Sequence[str]
+) -> bool:
     try:
         mark = fingerprint(slide.path)
     except OSError:  # told when it is read
         return False
     told = slide.mpp if mpp is None else mpp
     folder, sha256 = out / slide.slide_id, package.sha256
+    # The first of a kind is always there; of one student there is no disagreement.
+    wanted = [names[0] for kind, names in MAP_FILES.items() if kind in maps]
+    if not all((folder / name).exists() for name in wanted):
+        return False
     return result_of(folder, fingerprint=mark, model_sha256=sha256, mpp=told) is not None
 
 
@@ -176,6 +190,7 @@ def _infer_one(
     students: Students,
     folder: Path,
     mpp: float | None,
+    maps: Sequence[str],
     on_tile: Callable[[int, int], None],
 ) -> InferRow:
     began = time.perf_counter()
@@ -192,9 +207,11 @@ def _infer_one(
     manifest = package.manifest
     point = manifest.operating_point
     assert point is not None  # load_package refuses a package without one
+    # Tiles are not calibrated, and what another pooling scores is no mean of them.
+    is_mean = manifest.slide_head.pooling == MEAN_PROBABILITY
     heatmap = heatmap_png(
         inference,
-        point.threshold,
+        least_score(manifest.calibration, point.threshold) if is_mean else None,
         manifest.positive,
         synthetic_model=manifest.provenance.trained_on_synthetic,
     )
@@ -210,11 +227,25 @@ def _infer_one(
             "report.html": report_html(result, manifest, heatmap, tiles).encode(),
             "report.pdf": report_pdf(result, manifest, heatmap, tiles),
             "heatmap.png": heatmap,
+            **_maps(inference, result, package, maps),
         },
     )
     return InferRow(
         slide.slide_id, result.call, result.probability_msi, result.interval, timing["total"]
     )
+
+
+def _maps(
+    inference: SlideInference, result: Result, package: ModelPackage, kinds: Sequence[str]
+) -> dict[str, bytes]:
+    """Maps by file name; one that this slide cannot have costs a line, not its result."""
+    files: dict[str, bytes] = {}
+    for kind in kinds:
+        try:
+            files |= map_files(inference, result, [kind], package=package)
+        except SlideError as error:
+            warn(f"{error} There is no {kind} map of it.")
+    return files
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -231,6 +262,9 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
             written.enter_context(atomic_path(folder / name)).write_bytes(content)
         # They move into place from the last to the first; killed in between, none is stale.
         (folder / "result.json").unlink(missing_ok=True)
+        # A map of an earlier model beside the new result would be taken for the new one's.
+        for name in {name for names in MAP_FILES.values() for name in names}.difference(files):
+            (folder / name).unlink(missing_ok=True)
 
 
 def build_result(

@@ -164,3 +164,18 @@ def calibration_from_json(content: Any) -> CalibrationMap:
         pydantic.ValidationError: an unknown kind, a wrong parameter, or a map that falls.
     """
     return _ADAPTER.validate_python(content)
+
+
+def least_score(calibration: CalibrationMap, probability: float) -> float | None:
+    """The least score that a map takes to at least a probability; None: no score is.
+
+    By bisection, for no map falls.
+    """
+    if calibration(1.0) < probability:
+        return None
+    low, high = 0.0, 1.0
+    if calibration(low) >= probability:
+        return low
+    while (middle := (low + high) / 2) not in (low, high):
+        low, high = (low, middle) if calibration(middle) >= probability else (middle, high)
+    return high

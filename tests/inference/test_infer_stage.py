@@ -546,3 +546,24 @@ def test_refusals_leave_nothing_behind(package, tmp_path):
     summary = infer_slides([tmp_path / "PLANTED.svs"], package, tmp_path / "out")
     assert len(summary.failed) == 1
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_maps_lie_beside_the_report_and_old_ones_do_not_stay(package, flat_slide, tmp_path, capfd):
+    infer_slides([flat_slide], package, tmp_path, maps=["geojson", "nifti", "dicom"])
+    names = {path.name for path in (tmp_path / "flat").iterdir()}
+    maps = {"heatmap.geojson", "heatmap.nii.gz", "disagreement.nii.gz"}
+    assert names == {*OUTPUTS, *maps}
+    told = capfd.readouterr().err
+    assert "There is no dicom map of it." in told
+    summary = infer_slides([flat_slide], package, tmp_path, maps=["geojson"], resume=True)
+    assert summary.there == 1
+    summary = infer_slides([flat_slide], package, tmp_path, maps=["tiff"], resume=True)
+    assert summary.there == 0
+    names = {path.name for path in (tmp_path / "flat").iterdir()}
+    assert names == {*OUTPUTS, "heatmap.tif"}
+
+
+def test_a_kind_of_map_that_there_is_not(package, flat_slide, tmp_path):
+    with pytest.raises(MedkdError, match="there is no map of the kind 'svg'"):
+        infer_slides([flat_slide], package, tmp_path / "out", maps=["svg"])
+    assert not (tmp_path / "out").exists()

@@ -24,6 +24,7 @@ from medkd.slide_level.calibration import (
     Uncalibrated,
     calibration_from_json,
     expit,
+    least_score,
     logit,
 )
 
@@ -164,3 +165,26 @@ def test_applying_a_map_takes_numpy_alone() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "calibration",
+    [
+        Uncalibrated(),
+        Temperature(temperature=0.5),
+        Platt(slope=2.0, intercept=-1.0),
+        Isotonic(scores=(0.2, 0.6), probabilities=(0.3, 0.7)),
+    ],
+)
+def test_the_least_score_of_a_probability(calibration) -> None:
+    """It reaches the probability, and the next lower number does not."""
+    score = least_score(calibration, 0.4)
+    assert calibration(score) >= 0.4
+    assert calibration(np.nextafter(score, 0)) < 0.4
+
+
+def test_the_least_score_where_all_or_none_reach_it() -> None:
+    level = Isotonic(scores=(0.2, 0.6), probabilities=(0.3, 0.7))
+    assert least_score(level, 0.3) == 0
+    assert least_score(level, 0.71) is None
+    assert least_score(Uncalibrated(), 0.25) == 0.25
