@@ -9,15 +9,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import simplejpeg
 
 from medkd.errors import StageError
 from medkd.files import atomic_path
 from medkd.progress import warn
+
+if TYPE_CHECKING:
+    import pandas as pd  # infer takes the encoding alone, and starts faster without it
 
 INDEX_NAME = "index.parquet"
 INDEX_COLUMNS = {
@@ -132,6 +134,8 @@ class TileStore:
         Raises:
             StageError: there is no such store, it is damaged, or another tool compressed it.
         """
+        import pandas as pd
+
         entries = self._open().infolist()
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
             raise self._unusable("was written by another tool: its tiles are compressed")
@@ -206,6 +210,8 @@ def write_index(folder: Path, slides: Iterable[dict[str, Any]]) -> pd.DataFrame:
         OutputError: no permission, or no space.
         StageError: a slide's store is missing or damaged.
     """
+    import pandas as pd
+
     parts = []
     for record in slides:
         with TileStore(folder / f"{record['slide_id']}.zip") as store:
@@ -233,6 +239,8 @@ def read_index(folder: Path) -> pd.DataFrame:
     Raises:
         StageError: there is none, or it is not one.
     """
+    import pandas as pd
+
     path = folder / INDEX_NAME
     try:
         index = pd.read_parquet(path)
@@ -259,6 +267,8 @@ def with_ranges(tiles: pd.DataFrame, folder: Path) -> pd.DataFrame:
     Raises:
         StageError: a store is missing or damaged, or lacks a tile.
     """
+    import pandas as pd
+
     if all(name in tiles.columns for name in RANGE_COLUMNS):
         return tiles
     slides = tiles["slide_id"].unique()

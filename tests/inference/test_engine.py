@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+import threading
+
 import numpy as np
 import pytest
 from scipy.stats import binom
@@ -9,6 +13,7 @@ from medkd.inference.engine import Students, infer_slide
 from medkd.inference.package import load_package
 from medkd.slides.judging import REJECTIONS
 from medkd.slides.store import decode_tile, encode_tile
+from medkd.slides.tiling import open_slide_for_tiling
 
 # JPEG moves a flat colour by at most two of 255 levels.
 JPEG = 2 / 255
@@ -18,9 +23,11 @@ JPEG = 2 / 255
 def infer(make_package, tmp_path_factory):
     """``infer(slide, mpp=0.5, threshold=0.7, ...)``: changes of the package are its keywords."""
 
-    def run(slide, *, mpp=None, on_tile=None, **changes):
+    def run(slide, *, mpp=None, on_tile=None, threads=None, **changes):
         package = load_package(make_package(tmp_path_factory.mktemp("package"), **changes))
-        return infer_slide(slide, package, Students(package), mpp=mpp, on_tile=on_tile)
+        return infer_slide(
+            slide, package, Students(package), mpp=mpp, on_tile=on_tile, threads=threads
+        )
 
     return run
 
@@ -117,6 +124,37 @@ def test_more_tiles_than_a_batch(infer, synthetic_slide):
     assert seen == [(number, 192) for number in range(1, 193)]
     assert found.score.score == pytest.approx(np.mean([t.probability for t in found.tiles]))
     assert found.properties.synthetic
+
+
+def test_the_answer_of_many_threads_is_that_of_one_after_the_other(
+    infer, make_package, synthetic_slide, tmp_path
+):
+    tile = {"mpp": 1.0, "size_px": 32, "min_focus": 0.0}
+    package = load_package(make_package(tmp_path, preprocessing={"tile": tile}))
+    students = Students(package)
+    with open_slide_for_tiling(synthetic_slide, package.manifest.preprocessing.tile) as slide:
+        used = [(t.x, t.y, slide.learnt_pixels(t)) for t in slide.tiles() if t.pixels is not None]
+    seen = students(np.stack([pixels for _, _, pixels in used]))
+    mean = np.mean(list(seen.probabilities.values()), axis=0)
+    for threads in (1, 2, 5):
+        found = infer(synthetic_slide, preprocessing={"tile": tile}, threads=threads)
+        assert [(t.x, t.y) for t in found.tiles] == [(x, y) for x, y, _ in used]
+        assert [t.probability for t in found.tiles] == mean.tolist()
+        assert found.score == students.score(seen)
+        assert found.counts.candidate == 16 * 12
+        assert {"open", "read", "model"} == set(found.timing_s)
+        assert min(found.timing_s.values()) > 0
+
+
+def test_what_ends_a_pass_leaves_no_thread(infer, synthetic_slide):
+    def interrupted(done, total):
+        if done == 100:
+            raise KeyboardInterrupt
+
+    tile = {"mpp": 1.0, "size_px": 32, "min_focus": 0.0}
+    with pytest.raises(KeyboardInterrupt):
+        infer(synthetic_slide, preprocessing={"tile": tile}, on_tile=interrupted, threads=3)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("predict")]
 
 
 @pytest.mark.parametrize(
@@ -244,3 +282,13 @@ def test_conformal_sets_call_instead(infer, flat_slide, negative_up_to, positive
     found = infer(flat_slide, conformal=sets, threshold=0.999).call
     assert found.call == call
     assert "an error rate of 10% in each class" in found.reasons[0]
+
+
+def test_a_call_needs_no_library_of_training_or_tables():
+    code = (
+        "import sys, medkd.inference.infer_stage\n"
+        "names = {'torch', 'monai', 'mlflow', 'sklearn', 'pandas', 'pyarrow', 'scipy.stats'}\n"
+        "print(sorted(names & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
