@@ -28,9 +28,10 @@ def export(
 
     done = run_export_stage(model, to, out)
     print_table(
-        f"Written to {done.folder}",
+        f"{model} as {to.value}",
         ("file", "kB"),
         ((name, f"{size / 1000:,.1f}") for name, size in done.files),
     )
     for line in done.lines:
         print(line)
+    print(f"Export: {done.folder}")

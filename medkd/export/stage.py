@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ class Exported:
 
     Attributes:
         folder: where.
-        files: relative path and size, bytes, of each file.
+        files: relative path and size, bytes, of each file; of a folder within a folder, of all
+            that is in it.
         lines: what is to be told of it, a sentence each.
     """
 
@@ -50,10 +52,13 @@ def run_export_stage(model: Path, kind: ExportKind, out: Path) -> Exported:
 
 
 def exported(folder: Path, lines: tuple[str, ...]) -> Exported:
-    """What lies in the folder of an export."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    sizes = tuple((str(path.relative_to(folder)), path.stat().st_size) for path in files)
-    return Exported(folder, sizes, lines)
+    """What lies in the folder of an export; a folder within a folder of it counts as one."""
+    sizes: Counter[str] = Counter()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        parts = path.relative_to(folder).parts
+        name = "/".join(parts) if len(parts) <= 2 else f"{parts[0]}/{parts[1]}/"
+        sizes[name] += path.stat().st_size
+    return Exported(folder, tuple(sizes.items()), lines)
 
 
 def _writer(kind: ExportKind) -> Callable[[ModelPackage, Path], tuple[str, ...]]:
@@ -66,4 +71,16 @@ def _writer(kind: ExportKind) -> Callable[[ModelPackage, Path], tuple[str, ...]]
         from medkd.export.mlflow_folder import write_mlflow
 
         return write_mlflow
+    if kind is ExportKind.BUNDLE:
+        from medkd.export.bundle import write_bundle
+
+        return write_bundle
+    if kind is ExportKind.OPENVINO:
+        from medkd.export.openvino_ir import write_openvino
+
+        return write_openvino
+    if kind is ExportKind.TORCHSCRIPT:
+        from medkd.export.torchscript import write_torchscript
+
+        return write_torchscript
     raise ValueError(f"no writer of {kind}")

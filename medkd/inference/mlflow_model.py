@@ -76,7 +76,8 @@ class SlideCaller(PythonModel):  # type: ignore[misc, unused-ignore]
         params: dict[str, Any] | None = None,  # noqa: ARG002
     ) -> pd.DataFrame:
         """A row for each slide; one that cannot be used has the reason in ``error``."""
-        from medkd.inference.infer_stage import infer_for_table, slide_id_of
+        from medkd.inference.infer_stage import infer_for_table
+        from medkd.inference.slide_files import slide_id_of
 
         rows = []
         # MLflow passes a dictionary of lists as one row of lists.
