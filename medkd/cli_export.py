@@ -18,15 +18,33 @@ def export(
     *,
     to: Annotated[ExportKind, typer.Option("--to", help="What for.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", help="Folder of the export; must not exist.")],
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Students in 8-bit integers; its cost is measured.")
+    ] = False,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibrate",
+            help="With --int8: a tiles folder of 'medkd tile', or a slide.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    """Export a model for MLflow, MONAI, ONNX, TorchScript or OpenVINO.
+    """Export a model for MLflow, MONAI, ONNX, TorchScript or OpenVINO, or as int8 package.
 
     Each export is held against the model on drawn tiles before it is there. Nothing of the
     teacher is in it.
     """
+    from medkd.errors import ConfigError
     from medkd.export.stage import run_export_stage
 
-    done = run_export_stage(model, to, out)
+    if int8 != (calibrate is not None):
+        raise ConfigError(
+            "--int8 and --calibrate go together",
+            where="medkd export",
+            remedy="Ranges of 8-bit integers are set on tiles: give both, or neither.",
+        )
+    done = run_export_stage(model, to, out, calibrate=calibrate)
     print_table(
         f"{model} as {to.value}",
         ("file", "kB"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -116,18 +117,21 @@ def by_torch(package: ModelPackage, tiles: np.ndarray) -> dict[str, Said]:
 def reference(package: ModelPackage) -> Reference:
     """What an export of a package is held against: the students in torch.
 
-    Students that have no torch network of their own are held against their ONNX.
+    Students that have no torch network of their own, and int8 students, are held against their
+    ONNX.
     """
     tile = package.manifest.preprocessing.tile
     tiles = drawn_tiles(tile.size_px, tile.mpp)
-    try:
-        return Reference(tiles, by_torch(package, tiles), "torch", TOLERANCE)
-    except NoTorchNetworkError:
-        said = {
-            student.name: by_onnx(package.folder / student.onnx, tiles)
-            for student in package.manifest.students
-        }
-        return Reference(tiles, said, "the ONNX students of the package", TOLERANCE)
+    quantised = package.manifest.quantisation is not None
+    if not quantised:
+        with contextlib.suppress(NoTorchNetworkError):
+            return Reference(tiles, by_torch(package, tiles), "torch", TOLERANCE)
+    said = {
+        student.name: by_onnx(package.folder / student.onnx, tiles)
+        for student in package.manifest.students
+    }
+    of = "the int8 students of the package" if quantised else "the ONNX students of the package"
+    return Reference(tiles, said, of, INT8_TOLERANCE if quantised else TOLERANCE)
 
 
 def positive_of(held: Reference, package: ModelPackage) -> Reference:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from medkd.errors import ConfigError
 from medkd.export.kinds import CALLS_SLIDES, ExportKind
 from medkd.files import make_folder
 from medkd.inference.new_version import check_new_folder, folder_in_place
@@ -29,25 +31,44 @@ class Exported:
     lines: tuple[str, ...]
 
 
-def run_export_stage(model: Path, kind: ExportKind, out: Path) -> Exported:
+def run_export_stage(
+    model: Path, kind: ExportKind, out: Path, *, calibrate: Path | None = None
+) -> Exported:
     """Export a package: ``out`` is whole and was held against the package, or it is absent.
 
     Args:
         model: the package, left as it is.
         kind: to what.
         out: must not exist.
+        calibrate: a tiles folder or a slide: the students become int8 first, their ranges set on
+            its tiles. None: they stay as they are.
 
     Raises:
         ModelPackageError: the package is not whole, cannot be exported to this, or the export says
             something else of tiles than the package.
         OutputError: ``out`` is there already, or cannot be written.
-        ConfigError: a library that the kind needs is not installed.
+        ConfigError: a library that the kind needs is not installed, or a package is to be exported
+            as it is.
+        StageError, SlideError: the tiles to calibrate on cannot be used.
     """
+    if kind is ExportKind.PACKAGE and calibrate is None:
+        raise ConfigError(
+            "a package is what there is already",
+            where="--to package",
+            remedy="Add --int8 --calibrate TILES, or name another kind.",
+        )
     package = load_package(model, needs_operating_point=kind in CALLS_SLIDES)
     check_new_folder(out, model)
-    write = _writer(kind)
-    with folder_in_place(out) as folder:
-        lines = write(package, make_folder(folder))
+    with folder_in_place(out) as folder, tempfile.TemporaryDirectory() as place:
+        make_folder(folder)
+        lines: tuple[str, ...] = ()
+        if calibrate is not None:
+            from medkd.export.int8_package import write_int8_package
+
+            to = folder if kind is ExportKind.PACKAGE else Path(place) / "model"
+            package, lines = write_int8_package(package, to, calibrate)
+        if kind is not ExportKind.PACKAGE:
+            lines += _writer(kind)(package, folder)
     return exported(out, lines)
 
 

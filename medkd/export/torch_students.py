@@ -23,9 +23,16 @@ def torch_student(package: ModelPackage, student: Student) -> Network:
     Raises:
         NoTorchNetworkError: it is an ensemble or a bridge of several networks, or a class that
             does not come with medkd.
-        ModelPackageError: the weights do not fit the network.
+        ModelPackageError: it is of 8-bit integers, or the weights do not fit the network.
     """
     what = f"'{student.network}' of {student.name} cannot be built as a torch network"
+    record = package.manifest.quantisation
+    if record is not None:
+        raise ModelPackageError(
+            f"{what}: it is of 8-bit integers",
+            where=package.folder,
+            remedy=f"Export version {record.from_version}, whose students are in float32.",
+        )
     if ":" in student.network and not student.network.startswith(TIMM):
         # Importing what a file names would run whatever the file's author likes.
         raise NoTorchNetworkError(

@@ -63,6 +63,7 @@ def model_card(manifest: Manifest) -> str:
         *_operating_point(manifest),
         "",
         *_recalibration(manifest),
+        *_quantisation(manifest),
         "## Limits",
         "",
         f"- {_calibration(manifest)}",
@@ -148,6 +149,26 @@ def _recalibration(manifest: Manifest) -> list[str]:
         "",
         *(f"- {warning}" for warning in record.warnings),
         *[""] * bool(record.warnings),
+    ]
+
+
+def _quantisation(manifest: Manifest) -> list[str]:
+    """The section of a model in 8-bit integers; nothing for others."""
+    record = manifest.quantisation
+    if record is None:
+        return []
+    calls = "" if record.calls_changed is None else f", and {record.calls_changed} calls differed"
+    return [
+        "## Students in 8-bit integers",
+        "",
+        f"Those of version {record.from_version} (`{record.from_sha256[:12]}`): {record.method}, "
+        f"ranges set on {record.calibration_tiles:,} tiles of {record.calibration_slides} slides. "
+        f"On {record.measured_tiles:,} other tiles of {record.measured_slides} slides a tile's "
+        f"probability changed by {record.tile_change_mean:.4f} on average and "
+        f"{record.tile_change_max:.4f} at most, a slide's by {record.slide_change_mean:.4f} and "
+        f"{record.slide_change_max:.4f}{calls}. The operating point is that of version "
+        f"{record.from_version}; what was tested of that version was tested in float32.",
+        "",
     ]
 
 

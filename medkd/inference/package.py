@@ -101,6 +101,28 @@ class PackagedOperatingPoint(Strict):
     )
 
 
+class Quantisation(Strict):
+    """What became of the students' answers when they were turned into 8-bit integers.
+
+    Changes are absolute differences of probabilities, measured on tiles that did not set ranges.
+    """
+
+    from_version: str = Field(description="Of the package whose students these are in float32.")
+    from_sha256: Sha256
+    method: str
+    calibration_slides: int
+    calibration_tiles: int
+    measured_slides: int
+    measured_tiles: int
+    tile_change_mean: float
+    tile_change_max: float
+    slide_change_mean: float
+    slide_change_max: float
+    calls_changed: int | None = Field(
+        description="Measured slides on the other side of the threshold; null: there is none."
+    )
+
+
 class Provenance(Strict):
     """Where the model comes from."""
 
@@ -155,6 +177,9 @@ class Manifest(Strict):
         "not known, and no gate.",
     )
     slide_level: SlideLevelConfig
+    quantisation: Quantisation | None = Field(
+        None, description="Of int8 students; null: they are in float32."
+    )
     provenance: Provenance
     files: dict[str, Sha256] = Field(description="SHA-256 of every other file.")
 
