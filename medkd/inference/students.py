@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from medkd.errors import ModelPackageError
+from medkd.inference.fused import INPUT, fused, opsets
 from medkd.inference.package import ModelPackage
 from medkd.slide_level.learned_head import SlideHeads
 from medkd.slide_level.pooling import SlideScore, pool_slide
@@ -47,19 +48,20 @@ class Seen:
 
 
 class Students:
-    """The students' ONNX sessions, and the heads of a learned pooling; loaded once.
+    """The students in ONNX sessions, and the heads of a learned pooling; loaded once.
 
-    A call keeps to one thread, and several threads may call at once: docs/decisions/0004 says why.
+    A call keeps to one thread, and several threads may call at once:
+    docs/decisions/0004-inference-threads.md says why.
     """
 
     def __init__(self, package: ModelPackage) -> None:
-        self._positive = package.manifest.classes.index(package.manifest.positive)
+        manifest = package.manifest
+        self._positive = manifest.classes.index(manifest.positive)
         self._package = package
-        self._sessions: dict[str, Any] = {
-            student.name: _session(package.folder / student.onnx)
-            for student in package.manifest.students
-        }
-        learned = package.manifest.slide_head.learned
+        self._sessions = _sessions(
+            {student.name: package.folder / student.onnx for student in manifest.students}
+        )
+        learned = manifest.slide_head.learned
         self._heads = None
         if learned is not None:
             models = {
@@ -73,11 +75,15 @@ class Students:
         Raises:
             ModelPackageError: a student gives something that is not a probability.
         """
+        kinds = ["probabilities"] if self._heads is None else ["probabilities", "embeddings"]
+        found: dict[str, np.ndarray] = {}
+        for students, session in self._sessions.items():
+            wanted = [f"{student}_{kind}" for student in students for kind in kinds]
+            found |= zip(wanted, session.run(wanted, {INPUT: tiles}), strict=True)
         probabilities, embeddings = {}, {}
-        outputs = ["probabilities"] if self._heads is None else ["probabilities", "embeddings"]
-        for name, session in self._sessions.items():
-            of_classes, *pooled = session.run(outputs, {"tiles": tiles})
-            values = of_classes[:, self._positive]
+        for student in self._package.manifest.students:
+            name = student.name
+            values = found[f"{name}_probabilities"][:, self._positive]
             if not ((values >= -_ROUNDING) & (values <= 1 + _ROUNDING)).all():
                 raise ModelPackageError(
                     f"{name} gave a probability that is not a number between 0 and 1",
@@ -85,9 +91,9 @@ class Students:
                     remedy="The network is broken; use another model.",
                 )
             probabilities[name] = np.clip(values, 0, 1)
-            if pooled:
+            if self._heads is not None:
                 # As 'medkd predict' keeps them for the head's training.
-                embeddings[name] = pooled[0].astype(np.float16)
+                embeddings[name] = found[f"{name}_embeddings"].astype(np.float16)
         return Seen(probabilities, embeddings)
 
     def score(self, seen: Seen) -> SlideScore:
@@ -110,16 +116,41 @@ class Students:
         )
 
 
-def _session(path: Path) -> Any:
+def _sessions(paths: Mapping[str, Path]) -> dict[tuple[str, ...], Any]:
+    """Sessions by the names of the students in them: one for all, unless their opsets differ."""
+    import onnx
+
+    try:
+        alike: dict[object, dict[str, onnx.ModelProto]] = {}
+        for name, path in paths.items():
+            model = onnx.load(path)
+            alike.setdefault(opsets(model), {})[name] = model
+        return {
+            tuple(group): _session(fused(group).SerializeToString()) for group in alike.values()
+        }
+    except Exception:  # those of onnxruntime and of protobuf share no other base
+        for path in paths.values():
+            _check_session(path)
+        raise
+
+
+def _session(model: str | bytes) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     # Batches run side by side, a thread each; threads within a run would wait for one another.
     options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _check_session(path: Path) -> None:
+    """Raise the error that names the student, if it is this one that cannot be loaded."""
+    import onnxruntime
+
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its errors share no other base
+        _session(str(path))
+    except Exception as error:
         raise ModelPackageError(
             f"onnxruntime {onnxruntime.__version__} cannot load it: {error}",
             where=path,
