@@ -32,8 +32,7 @@ def export(
 ) -> None:
     """Export a model for MLflow, MONAI, ONNX, TorchScript or OpenVINO, or as int8 package.
 
-    Each export is held against the model on drawn tiles before it is there. Nothing of the
-    teacher is in it.
+    What comes out was held against the model on drawn tiles. Nothing of the teacher is in it.
     """
     from medkd.errors import ConfigError
     from medkd.export.stage import run_export_stage
@@ -46,7 +45,7 @@ def export(
         )
     done = run_export_stage(model, to, out, calibrate=calibrate)
     print_table(
-        f"{model} as {to.value}",
+        to.value,
         ("file", "kB"),
         ((name, f"{size / 1000:,.1f}") for name, size in done.files),
     )

@@ -136,18 +136,20 @@ def _record(package: ModelPackage, sets: TileSets, cost: Cost) -> dict[str, Any]
 
 
 def _told(record: dict[str, Any]) -> tuple[str, ...]:
-    calls = record["calls_changed"]
+    changed = record["calls_changed"]
+    measured = _slides(record["measured_slides"])
     lines = (
         f"int8: ranges set on {record['calibration_tiles']:,} tiles of "
-        f"{record['calibration_slides']} slides.",
-        f"Its cost, on {record['measured_tiles']:,} other tiles of {record['measured_slides']} "
-        f"slides: a tile's probability changes by {record['tile_change_mean']:.4f} on average and "
+        f"{_slides(record['calibration_slides'])}.",
+        f"Its cost, on {record['measured_tiles']:,} other tiles of {measured}: a tile's "
+        f"probability changes by {record['tile_change_mean']:.4f} on average and "
         f"{record['tile_change_max']:.4f} at most, a slide's by {record['slide_change_mean']:.4f} "
         f"and {record['slide_change_max']:.4f} ({INT8_TOLERANCE:g} is allowed).",
     )
-    if calls is None:
+    if changed is None:
         return lines
-    return (
-        *lines,
-        f"The operating point is kept; {calls} of {record['measured_slides']} slides changed side.",
-    )
+    return (*lines, f"The operating point is kept; of {measured}, {changed} changed side.")
+
+
+def _slides(count: int) -> str:
+    return f"{count} slide{'' if count == 1 else 's'}"

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, compose, helper
+from onnx import TensorProto, helper
 
 from medkd.errors import ModelPackageError
 from medkd.export.check import Said, by_onnx, check_same, reference
 from medkd.export.kinds import ExportKind
 from medkd.export.record import write_record
+from medkd.inference.fused import fused
 from medkd.inference.package import ModelPackage
 
 _FILE = "model.onnx"
@@ -32,46 +33,26 @@ def fused_onnx(package: ModelPackage) -> onnx.ModelProto:
         ModelPackageError: the students are of different opsets.
     """
     manifest = package.manifest
-    nodes, values, outputs, initializers, functions = [], [], [], [], []
-    opsets: dict[str, int] = {}
-    ir_version = 0
-    inputs: list[onnx.ValueInfoProto] = []
-    for student in manifest.students:
-        model = onnx.load(package.folder / student.onnx)
-        for opset in model.opset_import:
-            if opsets.setdefault(opset.domain, opset.version) != opset.version:
-                raise ModelPackageError(
-                    f"has students of the opsets {opsets[opset.domain]} and {opset.version}, which "
-                    "one ONNX model cannot hold",
-                    where=package.folder,
-                    remedy="Use the students' own ONNX files, in the package's folder 'students'.",
-                )
-        ir_version = max(ir_version, model.ir_version)
-        model = compose.add_prefix(model, f"{student.name}_", rename_inputs=False)
-        graph = model.graph
-        inputs = inputs or list(graph.input)
-        nodes += list(graph.node)
-        values += list(graph.value_info)
-        outputs += list(graph.output)
-        initializers += list(graph.initializer)
-        functions += list(model.functions)
-    names = [f"{student.name}_{_PROBABILITIES}" for student in manifest.students]
-    nodes.append(helper.make_node("Mean", names, [_PROBABILITIES], name=_PROBABILITIES))
+    models = {one.name: onnx.load(package.folder / one.onnx) for one in manifest.students}
+    versions = sorted({opset_of(model) for model in models.values()})
+    if len(versions) > 1:
+        raise ModelPackageError(
+            f"has students of the opsets {' and '.join(map(str, versions))}, which one ONNX model "
+            "cannot hold",
+            where=package.folder,
+            remedy="Use the students' own ONNX files, in the package's folder 'students'.",
+        )
+    model = fused(models)
+    names = [f"{name}_{_PROBABILITIES}" for name in models]
     mean = helper.make_tensor_value_info(
         _PROBABILITIES, TensorProto.FLOAT, ["tiles_in_batch", len(manifest.classes)]
     )
-    fused = helper.make_model(
-        helper.make_graph(
-            nodes, "students", inputs, [mean, *outputs], initializers, value_info=values
-        ),
-        functions=functions,
-        opset_imports=[helper.make_opsetid(*opset) for opset in opsets.items()],
-        ir_version=ir_version,
-        producer_name="medkd",
-    )
+    model.graph.node.append(helper.make_node("Mean", names, [_PROBABILITIES], name=_PROBABILITIES))
+    model.graph.output.insert(0, mean)
+    model.producer_name = "medkd"
     tile = manifest.preprocessing.tile
     helper.set_model_props(
-        fused,
+        model,
         {
             "model": f"{manifest.name} {manifest.version}",
             "model_sha256": package.sha256,
@@ -80,8 +61,8 @@ def fused_onnx(package: ModelPackage) -> onnx.ModelProto:
             "research_use_only": "true",
         },
     )
-    onnx.checker.check_model(fused, full_check=True)
-    return fused
+    onnx.checker.check_model(model, full_check=True)
+    return model
 
 
 def write_onnx(package: ModelPackage, folder: Path) -> tuple[str, ...]:

@@ -62,7 +62,7 @@ def test_monai_runs_it_and_it_calls_as_infer_does(bundle, model, slide, tmp_path
 
 
 def test_monai_verifies_metadata(bundle):
-    """With the schema beside it, as without a network; then with a key that is wrong."""
+    """With the schema beside it, as without a network."""
     verify_metadata(
         meta_file=str(bundle / "configs" / "metadata.json"),
         filepath=bundle / "configs" / "metadata.schema.json",
