@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -25,7 +24,7 @@ from medkd.inference.package import ModelPackage
 from medkd.inference.report import report_html
 from medkd.inference.report_pdf import report_pdf
 from medkd.inference.result import Gate, Model, Mpp, Quality, Reading, Result, Synthetic, Tiles
-from medkd.inference.slide_files import SlideFile, slide_id_of
+from medkd.inference.slide_files import SlideFile, check_mpp, slide_id_of
 from medkd.logs import log_event
 from medkd.progress import progress, warn
 from medkd.slide_level.calibration import least_score
@@ -53,19 +52,6 @@ class InferSummary:
     rows: tuple[InferRow, ...]
     failed: tuple[str, ...]
     there: int = 0
-
-
-def _check_mpp(mpp: float | None) -> None:
-    if mpp is None or 0 < mpp < math.inf:
-        return
-    error = SlideError(
-        "wrong_mpp",
-        "the resolution must be a number above 0, micrometres per pixel",
-        where=f"--mpp {mpp:g}",
-        remedy="Give the slide's own, for example 0.25 for a scan at 40x.",
-    )
-    error.exit_status = 2
-    raise error
 
 
 def _by_id(slides: Sequence[Path | SlideFile]) -> dict[str, SlideFile]:
@@ -118,7 +104,7 @@ def infer_slides(
         OutputError: ``out`` cannot be written.
         SlideError: two slides have one id, or ``mpp`` is not a length.
     """
-    _check_mpp(mpp)
+    check_mpp(mpp)
     check_map_kinds(maps)
     ids = _by_id(slides)
     make_folder(out)
@@ -178,6 +164,11 @@ def _failure(slide: SlideFile, error: Exception) -> str:
         return str(error)
     if isinstance(error, MedkdError):
         raise error
+    if isinstance(error, MemoryError):
+        return (
+            f"{slide.path}: takes more memory than this process may have. Check the size that the "
+            "slide says it has; if it is true, use a machine with more memory."
+        )
     # One slide that no one foresaw must not stop the others.
     _log.debug("inferring %s", slide.path, exc_info=error)
     message = f"{type(error).__name__}: {error}".replace("\n", " ")
@@ -320,7 +311,7 @@ def infer_for_table(
 ) -> tuple[Result | None, str]:
     """One slide without files: its result, or the reason why there is none."""
     try:
-        _check_mpp(mpp)
+        check_mpp(mpp)
         inference = infer_slide(path, package, students, slide_id=slide_id_of(path), mpp=mpp)
     except MedkdError as error:
         return None, str(error)

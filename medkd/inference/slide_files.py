@@ -246,6 +246,24 @@ def _mpp(text: str, where: str) -> float:
     return value
 
 
+def check_mpp(mpp: float | None) -> None:
+    """Refuse a resolution, um/px, that is no length.
+
+    Raises:
+        SlideError: it is none.
+    """
+    if mpp is None or 0 < mpp < math.inf:
+        return
+    error = SlideError(
+        "wrong_mpp",
+        "the resolution must be a number above 0, micrometres per pixel",
+        where=f"--mpp {mpp:g}",
+        remedy="Give the slide's own, for example 0.25 for a scan at 40x.",
+    )
+    error.exit_status = 2
+    raise error
+
+
 def no_slides() -> SlideError:
     """The error where neither slides nor a table were named."""
     error = SlideError(

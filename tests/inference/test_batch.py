@@ -108,3 +108,17 @@ def test_a_batch_goes_on_where_it_ended(package, make_package, flat_slide, tmp_p
     (out / "a" / "result.json").write_text("{}")
     assert called()
     assert len(infer_slides([slide], package, out).rows) == 1  # without --resume
+
+
+def test_a_slide_that_takes_too_much_memory_costs_a_line(
+    package, flat_slide, tmp_path, monkeypatch
+):
+    def greedy(*arguments, **options):
+        raise MemoryError
+
+    monkeypatch.setattr("medkd.inference.infer_stage.infer_slide", greedy)
+    summary = infer_slides([flat_slide], package, tmp_path)
+    assert summary.failed == (
+        f"{flat_slide}: takes more memory than this process may have. Check the size that the "
+        "slide says it has; if it is true, use a machine with more memory.",
+    )

@@ -6,10 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian
 
 from medkd.errors import TableError
 from medkd.inference.engine import Students, infer_slide
@@ -22,52 +19,7 @@ from medkd.inference.slide_files import (
     slides_of_table,
     told_aside,
 )
-
-WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
-CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
-
-
-def write_dicom(
-    path: Path, image: np.ndarray, *, series: str, number: int = 1, kind: str = WHOLE_SLIDE
-) -> Path:
-    """One level of a slide of 1 um/px at level 0, as uncompressed frames of 64 px."""
-    height, width = image.shape[:2]
-    frames = [
-        image[y : y + 64, x : x + 64] for y in range(0, height, 64) for x in range(0, width, 64)
-    ]
-    content = Dataset()
-    content.file_meta = FileMetaDataset()
-    content.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    content.SOPClassUID = content.file_meta.MediaStorageSOPClassUID = kind
-    instance = f"{series}.{number}"
-    content.SOPInstanceUID = content.file_meta.MediaStorageSOPInstanceUID = instance
-    content.StudyInstanceUID, content.SeriesInstanceUID = "1.2.4", series
-    first = ("ORIGINAL", "NONE") if number == 1 else ("DERIVED", "RESAMPLED")
-    content.ImageType = [first[0], "PRIMARY", "VOLUME", first[1]]
-    content.PhotometricInterpretation = "RGB"
-    content.SamplesPerPixel, content.PlanarConfiguration = 3, 0
-    content.BitsAllocated, content.BitsStored, content.HighBit = 8, 8, 7
-    content.PixelRepresentation = 0
-    content.Rows = content.Columns = 64
-    content.TotalPixelMatrixRows, content.TotalPixelMatrixColumns = height, width
-    content.DimensionOrganizationType = "TILED_FULL"
-    measures, functional = Dataset(), Dataset()
-    measures.PixelSpacing = [0.001 * number, 0.001 * number]
-    functional.PixelMeasuresSequence = [measures]
-    content.SharedFunctionalGroupsSequence = [functional]
-    content.NumberOfFrames = len(frames)
-    content.PixelData = np.stack(frames).tobytes()
-    content["PixelData"].VR = "OB"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content.save_as(path, enforce_file_format=True)
-    return path
-
-
-def touch(folder: Path, *names: str) -> None:
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"x")
+from tests.inference.folder_slides import CT_IMAGE, touch, write_dicom
 
 
 def found_in(folder: Path) -> dict[str, list[str]]:
