@@ -44,7 +44,22 @@ def test_width_scales_the_channels() -> None:
     assert network.pooled_channels == 128
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.title)
+# Exporting these takes as long as all the others together; they are in 'make test-slow'.
+LARGE = (
+    "DenseNet (MONAI)",
+    "EfficientNet (MONAI)",
+    "SE-ResNet (MONAI)",
+    "Vision transformer (MONAI)",
+)
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(one, id=one.title, marks=pytest.mark.slow if one.title in LARGE else ())
+        for one in FAMILIES
+    ],
+)
 def test_the_exported_network_gives_the_same_probabilities(family: Family) -> None:
     torch.manual_seed(0)
     px = min(family.input_px, 64)
