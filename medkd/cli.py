@@ -20,6 +20,7 @@ from medkd.cli_infer import infer
 from medkd.cli_methods import methods_app, networks
 from medkd.cli_options import ConfigOption, SetOption, load_rows, load_settings
 from medkd.cli_recalibrate import recalibrate
+from medkd.cli_recheck import recheck
 from medkd.cli_watch import watch
 from medkd.errors import MedkdError, Stopped
 from medkd.progress import keep_silent
@@ -217,6 +218,7 @@ def aggregate(config: ConfigOption = None, assignments: SetOption = None) -> Non
 app.command()(evaluate)
 app.command()(infer)
 app.command()(watch)
+app.command()(recheck)
 app.command()(recalibrate)
 app.command()(export)
 
