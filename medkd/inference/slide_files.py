@@ -50,7 +50,7 @@ class FoundSlides:
     Attributes:
         slides: folder by folder, in order of their names.
         left_aside: files that are no slides and belong to none.
-        unusable: folders that cannot be read or hold no slide, a line each.
+        unusable: what cannot be read, and folders without a slide, a line each.
     """
 
     slides: tuple[SlideFile, ...]
@@ -98,14 +98,19 @@ def slides_in(folder: Path) -> FoundSlides:
     def refused(error: OSError) -> None:
         unusable.append(
             f"{error.filename}: cannot be read: {error.strerror}. Give this user the right to "
-            "read the folder, or look at its disk."
+            "read it, or look at its disk."
         )
 
     for parent, folders, names in os.walk(folder, onerror=refused):
         here = Path(parent)
-        files = sorted(here / name for name in names if not name.startswith("."))
-        # A pipe or a device would keep its reader waiting for ever.
-        files = [path for path in files if path.is_file()]
+        files = []
+        for name in sorted(names):
+            try:
+                # A pipe or a device would keep its reader waiting for ever.
+                if not name.startswith(".") and (here / name).is_file():
+                    files.append(here / name)
+            except OSError as error:
+                refused(error)
         own, others = _plain_slides(files)
         series, rest = _dicom_slides(others, named_for_folder=here != folder and not own)
         slides += [*own, *series]

@@ -140,7 +140,8 @@ class Watch:
         self._next_look = 0.0
         self._is_ready = False
         self._starts = 0
-        self._problem = ""
+        self._folder_problem = ""
+        self._output_problem = ""
 
     def run(self, stop: socket.socket) -> None:
         """Go on until ``stop`` has something to read."""
@@ -182,6 +183,7 @@ class Watch:
             # A full disk, a drive that went away: nothing is lost, and it may come back.
             self._has_problem(str(error))
             self._put_down()
+            self._tell_if_possible()
             return bool(wait([stop], timeout=self._options.poll_s))
         return False
 
@@ -196,12 +198,16 @@ class Watch:
         known = {key: row.signature for key, row in self._queue.slides.items()}
         busy = self._running.key if self._running else ""
         seen = self._folder.look(known, time.monotonic(), busy=busy)
-        self._has_problem(seen.problem)
+        if seen.problem != self._folder_problem:
+            self._folder_problem = seen.problem
+            self._warn(seen.problem)
         if seen.left_aside and seen.left_aside != self._seen.left_aside:
             log_event(_log, "left_aside", told=told_aside(seen.left_aside))
         self._seen = seen
         for arrival in seen.arrivals:
             self._queue.arrived(arrival, seen.present)
+        if not self._running and not self._queue.waiting(seen.present):
+            self._output_problem = ""
 
     def _begin(self) -> None:
         """Give the process that calls slides the next one, if it is free."""
@@ -216,6 +222,9 @@ class Watch:
             slide = self._seen.present[row.key]
             try:
                 self._running = self._queue.begun(row, slide.path)
+            except OutputError as error:
+                self._queue.postponed(row, str(error))
+                raise
             except OSError:  # it went away, or cannot be read now; the next look tells
                 continue
             if self._running:
@@ -231,6 +240,7 @@ class Watch:
             self._worker.kill()
             self._queue.crashed(row, f"it was not done after {limit_s:g} s (--time-limit)")
         elif isinstance(answer, Called) and row:
+            self._output_problem = ""
             seconds = round(answer.seconds, 3)
             self._queue.called(row, answer.call, probability=answer.probability, seconds=seconds)
         elif isinstance(answer, Failed) and row:
@@ -241,6 +251,8 @@ class Watch:
             if isinstance(answer, Ready):
                 self._is_ready, self._starts = True, 0
             elif isinstance(answer, Refused):
+                if row and isinstance(answer.error, OutputError):
+                    self._queue.postponed(row, str(answer.error))
                 raise answer.error
             elif isinstance(answer, Died):
                 self._died_at_start(answer)
@@ -276,11 +288,16 @@ class Watch:
     # What others see.
 
     def _has_problem(self, told: str) -> None:
+        """Something cannot be written; a problem until a result could be, or none is to be."""
         told = printable(told)
-        if told and told != self._problem:
+        if told != self._output_problem:
+            self._output_problem = told
+            self._warn(told)
+
+    def _warn(self, told: str) -> None:
+        if told:
             log_event(_log, "problem", reason=told)
             print(f"warning: {told}", file=sys.stderr, flush=True)  # noqa: T201
-        self._problem = told
 
     def _tell(self, *, stopped: str = "") -> None:
         write_glance(
@@ -293,12 +310,12 @@ class Watch:
                 running=self._running,
                 settling=self._seen.settling,
                 left_aside=printable(told_aside(self._seen.left_aside)),
-                problem=self._problem,
+                problem=" ".join(filter(None, (self._folder_problem, self._output_problem))),
                 stopped=stopped,
             ),
         )
 
-    def _tell_if_possible(self, *, stopped: str) -> None:
+    def _tell_if_possible(self, *, stopped: str = "") -> None:
         try:
             self._tell(stopped=stopped)
         except OutputError as error:

@@ -65,9 +65,12 @@ class WatchedFolder:
             now: by a clock that never goes back, seconds.
             busy: key of the slide that is being called; it cannot arrive meanwhile.
         """
-        if not self._folder.is_dir():
-            return Look(problem=f"{self._folder}: no such folder. Mount it, or make it again.")
-        found = slides_in(self._folder)
+        try:
+            if not self._folder.is_dir():
+                return Look(problem=f"{self._folder}: no such folder. Mount it, or make it again.")
+            found = slides_in(self._folder)
+        except OSError as error:  # a drive that goes away while it is looked at
+            return Look(problem=printable(f"{self._folder}: cannot be read: {error.strerror}."))
         problems = list(found.unusable)
         present: dict[str, SlideFile] = {}
         since: dict[str, tuple[str, float]] = {}

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from medkd.errors import StageError
-from medkd.files import make_folder, remove_stale_temporaries
+from medkd.files import make_folder, output_errors, remove_stale_temporaries
 from medkd.inference.earlier_result import RESULT_NAME, read_result, result_of
 from medkd.inference.watch_folder import Arrival
 from medkd.inference.watch_state import Status, WatchedSlide, WatchState, printable
@@ -136,6 +136,10 @@ class WatchQueue:
         log_event(_log, "slide_crashed", slide_id=row.slide_id, reason=why, times=row.crashes)
         self._again(row, why, row.crashes, MOST_CRASHES)
 
+    def postponed(self, row: WatchedSlide, why: str) -> None:
+        """Its result could not be written: the others first, it may be for its folder alone."""
+        self._put(replace(row, queued=time.time()), Status.WAITING, reason=why)
+
     def recover(self, *, is_interruption: bool) -> None:
         """Settle what was running when its process ended: its result is there, or it waits again.
 
@@ -189,7 +193,8 @@ class WatchQueue:
         parent, number = make_folder(self._out / SUPERSEDED), 1
         while (to := parent / f"{slide_id}.{number}").exists():
             number += 1
-        folder.rename(to)
+        with output_errors(folder):
+            folder.rename(to)
         log_event(_log, "slide_superseded", slide_id=slide_id, kept=f"{SUPERSEDED}/{to.name}")
 
 

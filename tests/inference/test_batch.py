@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from medkd.cli_infer import infer
+from medkd.errors import SlideError
 from medkd.inference.infer_stage import infer_slides
 from medkd.inference.package import load_package
 from medkd.inference.slide_files import SlideFile
@@ -62,13 +64,14 @@ def test_a_folder_and_a_table_by_the_command_line(
     assert log[0]["reason"] == failed.removeprefix("failed: ")
 
 
-def test_nothing_to_call_is_one_line(medkd, package_folder, tmp_path):
-    done = medkd("infer", "--model", package_folder, "--out", tmp_path / "out")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == (
-        "error: no slide was named. Name slides or folders of slides, or give a table with "
-        "--slides.\n"
+def test_nothing_to_call_is_one_line(package_folder, tmp_path):
+    with pytest.raises(SlideError) as caught:
+        infer(model=package_folder, out=tmp_path / "out")
+    assert caught.value.exit_status == 2
+    assert str(caught.value) == (
+        "no slide was named. Name slides or folders of slides, or give a table with --slides."
     )
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_lines_mpp_is_over_the_tables(package, flat_slide, tmp_path):
@@ -98,16 +101,13 @@ def test_a_batch_goes_on_where_it_ended(package, make_package, flat_slide, tmp_p
     assert called(mpp=0.9)
     assert not called(mpp=0.9)
     assert not called(SlideFile("a", slide.path, mpp=0.9))
-    assert called()
     other = load_package(make_package(tmp_path / "model", threshold=0.9))
-    assert called(package=other)
-    assert called()
+    assert called(package=other, mpp=0.9)
     with slide.path.open("ab") as file:
         file.write(b"more")
-    assert called()
+    assert called(package=other, mpp=0.9)
     (out / "a" / "result.json").write_text("{}")
-    assert called()
-    assert len(infer_slides([slide], package, out).rows) == 1  # without --resume
+    assert called(package=other, mpp=0.9)
 
 
 def test_a_slide_that_takes_too_much_memory_costs_a_line(

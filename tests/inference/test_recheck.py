@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
+from medkd.cli_recheck import recheck as by_command
 from medkd.errors import SlideError, StageError
 from medkd.inference.infer_stage import infer_slides
 from medkd.inference.package import ModelPackage, load_package
@@ -185,7 +187,7 @@ def test_the_report_names_its_folder_too(finished):
     assert result_folder(finished) == finished
 
 
-def test_by_the_command_line(medkd, finished, changed, package_folder, flat_slide):
+def test_by_the_command_line(medkd, finished, package_folder, flat_slide):
     done = medkd(
         "recheck", finished / "report.html", "--slide", flat_slide, "--model", package_folder
     )
@@ -194,8 +196,12 @@ def test_by_the_command_line(medkd, finished, changed, package_folder, flat_slid
         "The result is of this slide and model, and reproduces within 0.0001."
     )
     assert "MSI suspected" in done.stdout
-    done = medkd(
-        "recheck", changed(call="MSS", score=0.1), "--slide", flat_slide, "--model", package_folder
-    )
-    assert (done.returncode, done.stderr) == (1, "")
-    assert done.stdout.rstrip().endswith("Differs: call, score.")
+
+
+def test_what_differs_is_named_and_the_exit_status_is_1(
+    changed, package_folder, flat_slide, capsys
+):
+    with pytest.raises(typer.Exit) as caught:
+        by_command(changed(call="MSS", score=0.1), model=package_folder, slide=flat_slide)
+    assert caught.value.exit_code == 1
+    assert capsys.readouterr().out.rstrip().endswith("Differs: call, score.")

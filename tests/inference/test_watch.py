@@ -205,6 +205,17 @@ def test_a_full_disk_costs_no_slide_its_call(options, capfd):
     assert beat(options.out)["problem"] is None  # it is over
 
 
+def test_a_result_that_cannot_be_written_does_not_hold_the_others_up(options):
+    touch(options.incoming, "a.svs", "b.svs", "c.svs")
+    shut = OutputError("a file stands where a folder is needed", where="a", remedy="Remove it.")
+    with running(options, StandIn({"a": [Refused(shut)]})):
+        until(lambda: counted(options.out) == {"queue": 1, "done": 2})
+        until(lambda: beat(options.out)["status"] == "problem")
+        assert beat(options.out)["problem"] == str(shut)
+    shown = Seen((options.out / "queue.html").read_text("utf-8")).shown
+    assert "again: a: a file stands where a folder is needed. Remove it." in shown
+
+
 def test_a_watch_whose_folder_is_gone_says_so_and_goes_on(options):
     touch(options.incoming, "a.svs")
     with running(options, StandIn({})):
@@ -465,3 +476,4 @@ def test_slides_that_arrive_while_the_watch_is_killed(
 def test_a_hundred_slides_and_ten_kills(tmp_path, package_folder, write_flat, flat_image):
     """None is missing, none is called twice."""
     survive(tmp_path, package_folder, write_flat, flat_image, slides=100, kills=10, seed=2)
+    assert events(tmp_path / "out", "slide_interrupted")  # some kills did strike a slide

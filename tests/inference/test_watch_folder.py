@@ -123,6 +123,16 @@ def test_a_folder_that_is_gone_is_told_and_nothing_is_forgotten(tmp_path):
     assert list(clock.last.present) == ["a.svs"]
 
 
+def test_a_drive_that_fails_while_it_is_looked_at_is_told(tmp_path, monkeypatch):
+    def stale(folder):
+        raise OSError(116, "Stale file handle", str(folder))
+
+    clock = Clock(tmp_path)
+    monkeypatch.setattr("medkd.inference.watch_folder.slides_in", stale)
+    assert clock.at(0) == []
+    assert clock.last.problem == f"{tmp_path}: cannot be read: Stale file handle."
+
+
 @pytest.mark.skipif(os.name == "nt", reason="names are UTF-16 there")
 def test_a_name_that_is_no_utf8_has_a_key_that_is(tmp_path):
     clock = Clock(tmp_path, settle_s=0)
