@@ -38,6 +38,14 @@ class InferConfig(Strict):
         description="How far a slide's own resolution may lie outside that of the training slides, "
         "as a share; farther gives 'indeterminate'.",
     )
+    early_stop: bool = Field(
+        False,
+        description="Read tiles in random order, and stop once those read so far settle the call. "
+        "For the mean probability and intervals for tiles alone.",
+    )
+    early_stop_error: Annotated[float, Field(gt=0, lt=0.5)] = Field(
+        0.01, description="How often a call may differ for having stopped early."
+    )
 
 
 class MlflowConfig(Strict):

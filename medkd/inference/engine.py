@@ -6,12 +6,13 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from medkd.datasets.stain import StainReference, normalise
+from medkd.inference.early_stop import LOOK_FACTOR, settled_interval
 from medkd.inference.extremes import Extremes
 from medkd.inference.overlap import overlapped, usable_cores
 from medkd.inference.package import ModelPackage
@@ -24,6 +25,9 @@ from medkd.slides.tiling import ScannedSlide, TileCounts, open_slide_for_tiling
 
 # Rates do not differ from 4 tiles to 32, and few tiles keep the memory of many threads small.
 _BATCH_TILES = 8
+
+# Of the order of tiles where a pass may stop early: a slide's answer is always the same.
+_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -96,8 +100,9 @@ class _Reading:
         slide: ScannedSlide,
         stain: StainReference | None,
         on_tile: Callable[[int, int], None] | None,
+        seed: int | None,
     ) -> None:
-        self._slide, self._stain, self._on_tile = slide, stain, on_tile
+        self._slide, self._stain, self._on_tile, self._seed = slide, stain, on_tile, seed
         self.seconds = 0.0
 
     def batches(self) -> Iterator[_Batch]:
@@ -110,7 +115,7 @@ class _Reading:
         pixels: list[np.ndarray] = []
         fates: list[str] = []
         began = time.perf_counter()
-        for done, tile in enumerate(self._slide.tiles(), start=1):
+        for done, tile in enumerate(self._slide.tiles(seed=self._seed), start=1):
             fates.append(tile.fate)
             if tile.pixels is not None:
                 places.append((tile.x, tile.y))
@@ -125,6 +130,17 @@ class _Reading:
                 places, pixels, fates = [], [], []
         self.seconds += time.perf_counter() - began
         yield _Batch(places, np.array(pixels), fates)
+
+
+def _left(slide: ScannedSlide, done: int) -> tuple[str, ...]:
+    """What is to be told of a slide that was left after ``done`` candidates."""
+    unread = slide.candidates - done
+    if not unread:
+        return ()
+    return (
+        f"reading stopped early: {slide.to_read - unread:,} of {slide.to_read:,} tiles, in random "
+        "order, settle the call",
+    )
 
 
 def _predict(students: Students) -> Callable[[_Batch], Seen | None]:
@@ -147,6 +163,9 @@ def infer_slide(
 
     This thread reads while others predict. The answer is the same, bit for bit, for any number of
     them: a batch is one thread's, and batches are taken in the order in which they were read.
+    Where the package's gates say ``early_stop``, tiles come in random order, and the slide is left
+    once they settle its call (:mod:`medkd.inference.early_stop`); a warning says so, ``counts`` are
+    of the tiles until then, and the interval is the one that settled it.
 
     Args:
         path: the slide.
@@ -168,6 +187,8 @@ def infer_slide(
     extremes = Extremes()
     places: list[tuple[int, int]] = []
     fates: list[str] = []
+    early, next_look = manifest.gates.early_stop, manifest.gates.min_tiles
+    settled: tuple[float, float] | None = None
     with open_slide_for_tiling(
         path,
         manifest.preprocessing.tile,
@@ -176,7 +197,7 @@ def infer_slide(
         override_mpp=mpp,
     ) as slide:
         opened = time.perf_counter()
-        reading = _Reading(slide, manifest.preprocessing.stain, on_tile)
+        reading = _Reading(slide, manifest.preprocessing.stain, on_tile, _SEED if early else None)
         with closing(
             overlapped(_predict(students), reading.batches(), threads=threads or usable_cores())
         ) as predicted:
@@ -187,13 +208,26 @@ def infer_slide(
                 places += batch.places
                 collected.append(seen)
                 extremes.add(np.mean(list(seen.probabilities.values()), axis=0), batch.pixels)
+                if early and next_look <= len(places) and len(fates) < slide.candidates:
+                    next_look = math.ceil(LOOK_FACTOR * len(places))
+                    so_far = Seen.together(collected).probabilities
+                    settled = settled_interval(so_far, fates, manifest)
+                    if settled is not None:
+                        break
+        warnings = (*slide.warnings, *_left(slide, len(fates)))
         done = time.perf_counter()
 
     raw: SlideScore | None = None
     tiles: tuple[ScoredTile, ...] = ()
     if places:
         seen = Seen.together(collected)
+        if early:
+            # As a pass row by row has them: read to the end, the answer is the same.
+            order = np.lexsort(np.array(places).T)
+            places, seen = [places[number] for number in order], seen.taken(order)
         raw = students.score(seen)
+        if settled is not None:
+            raw = replace(raw, lower=settled[0], upper=settled[1])
         of_students = np.stack(list(seen.probabilities.values()))
         tiles = tuple(
             ScoredTile(x, y, float(probability), float(spread))
@@ -232,7 +266,7 @@ def infer_slide(
         thumbnail_mpp=slide.thumbnail_mpp,
         tissue_mask=slide.tissue_mask,
         tissue_area_mm2=slide.tissue_area_mm2,
-        warnings=slide.warnings,
+        warnings=warnings,
         timing_s={
             "open": opened - began,
             "read": reading.seconds,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from medkd.errors import ModelPackageError
+from medkd.inference.early_stop import check_early_stop
 from medkd.inference.fused import INPUT, fused, opsets
 from medkd.inference.package import ModelPackage
 from medkd.slide_level.learned_head import SlideHeads
@@ -46,15 +47,29 @@ class Seen:
             )
         )
 
+    def taken(self, order: np.ndarray) -> Seen:
+        """The tiles of these numbers, (M,), in this order."""
+        return Seen(
+            *(
+                {name: values[order] for name, values in getattr(self, kind).items()}
+                for kind in ("probabilities", "embeddings")
+            )
+        )
+
 
 class Students:
     """The students in ONNX sessions, and the heads of a learned pooling; loaded once.
 
     A call keeps to one thread, and several threads may call at once:
     docs/decisions/0004-inference-threads.md says why.
+
+    Raises:
+        ModelPackageError: onnxruntime cannot load a student, or the package stops slides early
+            and has a pooling or an interval that does not allow it.
     """
 
     def __init__(self, package: ModelPackage) -> None:
+        check_early_stop(package)
         manifest = package.manifest
         self._positive = manifest.classes.index(manifest.positive)
         self._package = package

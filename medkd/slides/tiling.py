@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
@@ -149,12 +150,51 @@ class ScannedSlide:
         """How many tiles lie fully inside the slide's bounds."""
         return len(self._xs) * len(self._ys)
 
-    def tiles(self) -> Iterator[Tile]:
+    @property
+    def to_read(self) -> int:
+        """How many of them the thumbnail does not settle, so that they must be read."""
+        return int((self._settled[0] == "").sum())
+
+    def tiles(self, *, seed: int | None = None) -> Iterator[Tile]:
         """Every candidate exactly once, row by row, from the top left.
+
+        Args:
+            seed: of a random order instead: what the thumbnail settles comes first, then, drawn at
+                random, the tiles that are read. Reading takes longer: few neighbours share what
+                was decoded.
 
         Raises:
             SlideError: ``too_unreadable`` at the end, where more than ``max_unreadable`` of the
                 tiles that had to be read could not be.
+        """
+        fates, tissue = self._settled
+        order = np.argwhere(np.ones_like(fates, bool))
+        if seed is not None:
+            drawn = np.random.default_rng(seed).permutation(np.argwhere(fates == ""))
+            order = np.concatenate([np.argwhere(fates != ""), drawn])
+        wanted_places = (
+            (self._xs[column], self._ys[row]) for row, column in order if fates[row, column] == ""
+        )
+        pixels = self._reader.read_tiles(
+            wanted_places, self.parameters.size_px, self.parameters.mpp
+        )
+        read = unreadable = 0
+        for row, column in order:
+            x, y = self._xs[column], self._ys[row]
+            fraction, fate = float(tissue[row, column]), str(fates[row, column])
+            if fate:
+                yield Tile(x, y, fate, fraction, math.nan)
+                continue
+            tile = self._judged(x, y, fraction, next(pixels))
+            read += 1
+            unreadable += tile.fate == UNREADABLE
+            yield tile
+        self._check_readable(read, unreadable)
+
+    @cached_property
+    def _settled(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of each candidate, rows x columns: its fate by the thumbnail, empty where it must be
+        read, and its share of tissue, nan where the thumbnail could not be read.
         """
         tissue = self._shares(self.tissue_mask)
         pen = self._shares(self._pen)
@@ -178,24 +218,7 @@ class ScannedSlide:
             wanted = self._shares(self._annotations.wanted(height, width, scale))
             fates[(wanted < _LEAST_WANTED) & (fates != BACKGROUND)] = ANNOTATION
         tissue[unknown] = math.nan
-        wanted_places = (
-            (self._xs[column], self._ys[row]) for row, column in np.argwhere(fates == "")
-        )
-        pixels = self._reader.read_tiles(
-            wanted_places, self.parameters.size_px, self.parameters.mpp
-        )
-        read = unreadable = 0
-        for row, y in enumerate(self._ys):
-            for column, x in enumerate(self._xs):
-                fraction, fate = float(tissue[row, column]), str(fates[row, column])
-                if fate:
-                    yield Tile(x, y, fate, fraction, math.nan)
-                    continue
-                tile = self._judged(x, y, fraction, next(pixels))
-                read += 1
-                unreadable += tile.fate == UNREADABLE
-                yield tile
-        self._check_readable(read, unreadable)
+        return fates, tissue
 
     def _judged(
         self, x: int, y: int, tissue_fraction: float, pixels: np.ndarray | RegionUnreadableError

@@ -36,6 +36,32 @@ def test_every_fully_inside_tile_is_a_candidate_once_row_by_row(write_slide, gla
     assert slide.tile_extent_px == 64
 
 
+def test_random_order_brings_the_same_tiles(write_slide, glass, tissue):
+    """What the thumbnail settles first, row by row; then what is read, in an order of the seed."""
+    image = glass(640, 640)
+    image[64:576, 64:576] = tissue(512, 512)
+    path = write_slide("a.svs", image)
+    _, in_rows = scan(path)
+    with open_slide_for_tiling(path, SMALL) as slide:
+        drawn, again, other = (list(slide.tiles(seed=seed)) for seed in (0, 0, 1))
+        to_read = slide.to_read
+    places = [(tile.x, tile.y) for tile in drawn]
+    assert places == [(tile.x, tile.y) for tile in again] != [(t.x, t.y) for t in other]
+    expected = {(tile.x, tile.y): tile for tile in in_rows}
+    assert set(places) == set(expected)
+    assert len(places) == 100
+    for tile in drawn:
+        same = expected[tile.x, tile.y]
+        assert (tile.fate, tile.tissue_fraction) == (same.fate, same.tissue_fraction)
+        np.testing.assert_array_equal(tile.pixels, same.pixels)
+    # 8 x 8 tiles of 32 um of tissue; each is read.
+    assert to_read == 64
+    assert [tile.fate for tile in drawn[:36]] == ["background"] * 36
+    rows_first = sorted(places[:36], key=lambda place: (place[1], place[0]))
+    assert places[:36] == rows_first
+    assert places[36:] != sorted(places[36:], key=lambda place: (place[1], place[0]))
+
+
 def test_the_grid_does_not_drift(write_slide, glass):
     """At 0.499 a tile of 112 um is 224.4489 px; tile 8 begins at 1795.59, not at 8 * 224."""
     path = write_slide("a.svs", glass(256, 2100), mpp=0.499)
