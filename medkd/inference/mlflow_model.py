@@ -28,7 +28,7 @@ _PACKAGE = "medkd_package"
 # What a call imports, beside medkd's own files, which come along: no torch, no MONAI.
 _REQUIREMENTS = (
     "imagecodecs", "jinja2", "matplotlib", "numpy", "onnx", "onnxruntime", "openslide-bin",
-    "openslide-python", "pandas", "pillow", "pyarrow", "pydantic", "pydicom", "PyYAML",
+    "openslide-python", "pandas", "pillow", "psutil", "pyarrow", "pydantic", "pydicom", "PyYAML",
     "reportlab", "rich", "scikit-image", "scipy", "simplejpeg", "tifffile",
 )  # fmt: skip
 
