@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from operator import attrgetter
 
 import matplotlib as mpl
 import numpy as np
+from PIL import Image
 
 mpl.use("Agg")
 
@@ -19,6 +21,9 @@ from medkd.inference.engine import ScoredTile, SlideInference
 # Perceptually uniform, and read alike by colour-blind people.
 COLOUR_MAP = "viridis"
 _DISAGREEMENT_MAP = "cividis"
+
+# A panel is some 500 pixels wide. What is finer is not seen, and takes 100 bytes a pixel to draw.
+_MOST_SIDE_PX = 1200
 
 
 def heatmap_values(
@@ -68,6 +73,7 @@ def heatmap_png(
         positive: name of the positive class.
         synthetic_model: the model learnt from drawn slides; the picture says so.
     """
+    result = _as_drawn(result)
     height, width = result.thumbnail.shape[:2]
     scale = result.properties.mpp / result.thumbnail_mpp
     tall = height > 1.4 * width
@@ -115,6 +121,20 @@ def heatmap_png(
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def _as_drawn(result: SlideInference) -> SlideInference:
+    """The same with a thumbnail that is no finer than what can be seen of it."""
+    factor = -(-max(result.thumbnail.shape) // _MOST_SIDE_PX)
+    if factor == 1:
+        return result
+    mask = Image.fromarray(result.tissue_mask.astype(np.uint8) * 255)
+    return replace(
+        result,
+        thumbnail=np.asarray(Image.fromarray(result.thumbnail).reduce(factor)),
+        tissue_mask=np.asarray(mask.reduce(factor)) > 127,
+        thumbnail_mpp=result.thumbnail_mpp * factor,
+    )
 
 
 def _scale_bar(axes: mpl.axes.Axes, width_px: int, mpp: float) -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -108,6 +110,26 @@ def test_the_picture(flat):
     outside = np.ones((height, width), bool)
     outside[int(height * 0.22) : int(height * 0.78), int(width * 0.27) : int(width * 0.83)] = False
     assert (abs(right[outside] - 243) <= 1).all()
+
+
+def test_a_large_thumbnail_takes_little_memory_and_gives_the_same_picture(flat):
+    """Every pixel of the thumbnail, 64 x 80, as 40 x 40 of them: 8 million pixels."""
+    large = replace(
+        flat,
+        thumbnail=flat.thumbnail.repeat(40, axis=0).repeat(40, axis=1),
+        tissue_mask=flat.tissue_mask.repeat(40, axis=0).repeat(40, axis=1),
+        thumbnail_mpp=flat.thumbnail_mpp / 40,
+    )
+    tracemalloc.start()
+    found = np.asarray(Image.open(io.BytesIO(heatmap_png(large, 0.5, "MSI"))).convert("RGB"))
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # Drawn as it is, a float64 for each of three colours of 8 million pixels is 200 MB by itself.
+    assert peak_bytes < 150e6
+    expected = np.asarray(Image.open(io.BytesIO(heatmap_png(flat, 0.5, "MSI"))).convert("RGB"))
+    assert found.shape == expected.shape
+    # What is enlarged 40-fold has sharper edges.
+    assert np.abs(found.astype(int) - expected).mean() < 4
 
 
 def test_the_picture_without_tissue(package_folder, write_flat, tmp_path):
