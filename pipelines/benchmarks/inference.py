@@ -212,20 +212,19 @@ def auroc_difference(run: Path) -> dict[str, Any]:
     from medkd.slide_level.resampling import bootstrap_difference
     from medkd.slide_level.statistics import AUROC
 
-    tiles = pd.read_parquet(run / "predictions.parquet")
-    tiles = tiles[tiles["role"] == "test"]
-    by_slide = tiles.pivot_table(index="slide_id", columns="network", values="probability")
-    calls = pd.read_parquet(run / "slide_calls.parquet").set_index("slide_id").loc[by_slide.index]
+    calls = pd.read_parquet(run / "slide_calls.parquet")
+    calls = calls[calls["role"] == "test"]
+    scores = calls.pivot_table(index="slide_id", columns="network", values="score")
+    slides = calls.drop_duplicates("slide_id").set_index("slide_id").loc[scores.index]
     manifest = json.loads((run / "model" / "model.json").read_text())
-    students = [student["name"] for student in manifest["students"]]
     compared = bootstrap_difference(
-        (calls["label"] == manifest["positive"]).to_numpy(),
-        by_slide[students].mean(axis=1).to_numpy(),
-        by_slide["teacher"].to_numpy(),
+        (slides["label"] == manifest["positive"]).to_numpy(),
+        scores["ensemble"].to_numpy(),
+        scores["teacher"].to_numpy(),
         (AUROC, AUROC),
         resamples=2000,
         confidence=0.95,
-        patients=calls["patient_id"].to_numpy(),
+        patients=slides["patient_id"].to_numpy(),
     )
     difference = compared.difference
     print(f"\nslide AUROC: students {compared.first}, teacher {compared.second}; {difference}")
