@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from medkd.cli_options import MapOption, MppOption
 from medkd.terminal import print_table
 
 if TYPE_CHECKING:
@@ -34,18 +35,8 @@ def infer(
             show_default=False,
         ),
     ] = None,
-    mpp: Annotated[
-        float | None,
-        typer.Option("--mpp", help="Resolution of level 0, um/px, where a slide has none."),
-    ] = None,
-    maps: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--map",
-            help="Also write geojson, nifti, tiff or dicom; may be repeated.",
-            show_default=False,
-        ),
-    ] = None,
+    mpp: MppOption = None,
+    maps: MapOption = None,
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Leave slides whose result of the same model is there."),

@@ -1,4 +1,4 @@
-"""What every command that takes a configuration has in common."""
+"""Options that several commands have in common."""
 
 from __future__ import annotations
 
@@ -20,6 +20,22 @@ ConfigOption = Annotated[
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", help="Override a key: --set train.epochs=5. May be repeated."),
+]
+MapOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        help="Also write geojson, nifti, tiff or dicom; may be repeated.",
+        show_default=False,
+    ),
+]
+MppOption = Annotated[
+    float | None,
+    typer.Option(
+        "--mpp",
+        help="Resolution of level 0, um/px, where slides have none.",
+        show_default=False,
+    ),
 ]
 
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from medkd.cli_options import MapOption, MppOption
+
 
 def watch(
     incoming: Annotated[
@@ -15,22 +17,8 @@ def watch(
     *,
     model: Annotated[Path, typer.Option("--model", help="A model package (a folder).")],
     out: Annotated[Path, typer.Option("--out", help="Folder for results, log and queue page.")],
-    mpp: Annotated[
-        float | None,
-        typer.Option(
-            "--mpp",
-            help="Resolution of level 0, um/px, where slides have none.",
-            show_default=False,
-        ),
-    ] = None,
-    maps: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--map",
-            help="Also write geojson, nifti, tiff or dicom; may be repeated.",
-            show_default=False,
-        ),
-    ] = None,
+    mpp: MppOption = None,
+    maps: MapOption = None,
     settle_s: Annotated[
         float,
         typer.Option("--settle", help="Seconds for which nobody wrote to a slide.", min=0),

@@ -5,13 +5,10 @@ from __future__ import annotations
 import base64
 from pathlib import Path
 
-import jinja2
-
 import medkd
 from medkd.datasets.summary import DatasetSummary
 from medkd.files import write_text
-
-_TEMPLATES = Path(__file__).parent / "templates"
+from medkd.pages import page_template
 
 
 def write_summary_page(path: Path, summary: DatasetSummary, *, table: Path, digest: str) -> None:
@@ -26,13 +23,6 @@ def write_summary_page(path: Path, summary: DatasetSummary, *, table: Path, dige
     Raises:
         OutputError: it cannot be written.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     sheet = {
         name: [
             (tile.slide_id, base64.b64encode(tile.jpeg).decode())
@@ -41,7 +31,7 @@ def write_summary_page(path: Path, summary: DatasetSummary, *, table: Path, dige
         ]
         for name in summary.classes
     }
-    html = environment.get_template("summary.html.j2").render(
+    html = page_template("medkd.datasets", "summary.html.j2").render(
         summary=summary, sheet=sheet, table=table, digest=digest, version=medkd.__version__
     )
     write_text(path, html)

@@ -3,27 +3,13 @@
 from __future__ import annotations
 
 import base64
-from functools import cache
 
-import jinja2
 from markupsafe import Markup
 
 from medkd.inference.package import Manifest
 from medkd.inference.report_content import report_content
 from medkd.inference.result import Result
-
-
-@cache
-def _template() -> jinja2.Template:
-    # Slide ids and metadata are other people's text: everything is escaped.
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("medkd.inference"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2")
+from medkd.pages import page_template
 
 
 def report_html(result: Result, manifest: Manifest, heatmap: bytes, tiles: bytes = b"") -> str:
@@ -35,7 +21,7 @@ def report_html(result: Result, manifest: Manifest, heatmap: bytes, tiles: bytes
         heatmap: the PNG.
         tiles: a PNG of the most and least positive tiles; empty: there is none.
     """
-    return _template().render(
+    return page_template("medkd.inference", "report.html.j2").render(
         r=result,
         c=report_content(result, manifest),
         heatmap=base64.b64encode(heatmap).decode("ascii"),

@@ -6,16 +6,14 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
-
-import jinja2
 
 from medkd import __version__
 from medkd.files import write_json, write_text
 from medkd.inference.package import ModelPackage
 from medkd.inference.watch_state import Status, WatchedSlide
+from medkd.pages import page_template
 
 HEARTBEAT, PAGE = "heartbeat.json", "queue.html"
 
@@ -96,7 +94,7 @@ def queue_html(glance: Glance, now: datetime) -> str:
         rows = [slide for slide in glance.slides if slide.status is status]
         return sorted(rows, key=lambda slide: -slide.changed)
 
-    return _template().render(
+    return page_template("medkd.inference", "queue.html.j2").render(
         beat=heartbeat(glance, now),
         refresh_s=max(round(glance.poll_s), 5),
         running=glance.running,
@@ -114,16 +112,3 @@ def queue_html(glance: Glance, now: datetime) -> str:
 
 def _time(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
-
-
-@cache
-def _template() -> jinja2.Template:
-    # Names of files are other people's text: everything is escaped.
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("medkd.inference"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("queue.html.j2")

@@ -4,30 +4,15 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from functools import cache
 from itertools import groupby
 from typing import Any
 
-import jinja2
 from markupsafe import Markup, escape
 
+from medkd.pages import page_template
 from medkd.slide_level.evaluation_plots import evaluation_drawings
 from medkd.slide_level.stard_diagram import stard_diagram
 from medkd.slide_level.tripod import BY_THE_AUTHORS, SOURCE, ChecklistItem
-
-
-@cache
-def _template() -> jinja2.Template:
-    # Names of sites, runs and models are other people's text: everything is escaped.
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("medkd.slide_level"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"estimate": estimate_html, "p_value": p_value, "percent": _percent}
-    return environment.get_template("evaluation.html.j2")
 
 
 def evaluation_page(report: Mapping[str, Any], items: Sequence[ChecklistItem]) -> str:
@@ -45,7 +30,11 @@ def evaluation_page(report: Mapping[str, Any], items: Sequence[ChecklistItem]) -
         (section, list(of_section))
         for section, of_section in groupby(items, key=lambda item: item.section)
     ]
-    return _template().render(
+    return page_template(
+        "medkd.slide_level",
+        "evaluation.html.j2",
+        {"estimate": estimate_html, "p_value": p_value, "percent": _percent},
+    ).render(
         r=report,
         drawings=drawings,
         flow=stard_diagram(

@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 import medkd
 from medkd.config import TileConfig
 from medkd.files import write_text
+from medkd.pages import page_template
 from medkd.slides.judging import REJECTIONS
 from medkd.slides.preview import COLOURS, OUTLINE
 from medkd.slides.tile_slide import SlideOutcome
@@ -39,8 +38,6 @@ COLUMNS = (
     "seconds",
 )
 """Of report.csv. Cells that are not known of a failed slide are empty."""
-
-_TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_report(
@@ -96,13 +93,6 @@ def report_row(outcome: SlideOutcome) -> dict[str, Any]:
 
 
 def _html(outcomes: Sequence[SlideOutcome], parameters: TileConfig, elapsed_s: float | None) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     cards = [
         report_row(outcome)
         | {
@@ -116,7 +106,7 @@ def _html(outcomes: Sequence[SlideOutcome], parameters: TileConfig, elapsed_s: f
     tried = [outcome for outcome in outcomes if outcome.status != "skipped"]
     made = sum(card["used"] for card in good if card["status"] == "ok")
     colours = {"tissue outline": OUTLINE, **COLOURS}
-    return environment.get_template("tile_report.html.j2").render(
+    return page_template("medkd.slides", "tile_report.html.j2").render(
         failed=[card for card in cards if card["status"] == "failed"],
         good=good,
         status=Counter(card["status"] for card in cards),
