@@ -79,9 +79,11 @@ class TileLoader:
                 yield batch
         except (RuntimeError, OSError, EOFError) as error:
             # torch's words differ with the moment: who is gone says what it was.
-            if not wait([process.sentinel for process in self._processes], _DYING_S):
+            ended = wait([process.sentinel for process in self._processes], _DYING_S)
+            lost = [process for process in self._processes if process.sentinel in ended]
+            if not lost:
                 raise
-            raise self._gone() from error
+            raise self._gone(lost) from error
 
     def _begun(self) -> Iterator[Any]:
         before = set(multiprocessing.active_children())
@@ -91,8 +93,9 @@ class TileLoader:
         self._processes += sorted(started, key=lambda process: process.pid or 0)
         return loaded
 
-    def _gone(self) -> TrainingError:
-        lost = [process for process in self._processes if not process.is_alive()]
+    def _gone(self, lost: list[BaseProcess]) -> TrainingError:
+        for process in lost:
+            process.join()  # its end of the sentinel closes before its exit code can be read
         for process in self._processes:
             process.kill()
             process.join()
