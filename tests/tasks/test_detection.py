@@ -146,6 +146,7 @@ def test_what_was_validated_first_can_be_trained() -> None:
     detection._anchors.cache_clear()
     with torch.inference_mode():
         TASK.predictions(random_logits(1))
+    assert not TASK._anchors(random_logits(1)).is_inference()
     logits = random_logits(1).requires_grad_()
     TASK.supervised_loss(logits, TASK.targets(label((8.0, 8.0, 30.0, 30.0)))).backward()
     assert logits.grad is not None
