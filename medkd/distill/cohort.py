@@ -34,7 +34,8 @@ class Outputs(NamedTuple):
     """What a forward gives.
 
     Attributes:
-        logits: of every node, N x classes, at least float32.
+        logits: of every node, N x classes, or a detector's N x anchors x (classes + 4); at least
+            float32.
         terms: every weighted loss term, a scalar each: ``<node>/supervised`` and
             ``<learner>/<loss>_from_<source>``; none without labels. Go backward from their sum.
         alive: of every node, whether its logits are finite; bool, on the device. A node that is
@@ -81,8 +82,8 @@ class Cohort(Nodes):
             WeightAverages(graph, nodes),
             grouped(graph, parts),
             needed_states(graph, parts),
+            task,
         )
-        self.task = task
         self.projections = make_projections(graph, parts, task)
         for name, part in parts.items():
             freeze_backbone(part)
@@ -205,22 +206,23 @@ class Cohort(Nodes):
         device = labels.device.type
         terms: dict[str, Tensor] = {}
         with torch.autocast(device, enabled=False):
+            targets = self.task.targets(labels)
             for node in self.graph.nodes:
                 if node.supervised and learner in (None, node.name):
                     own = seen[node.name]
-                    loss = self.task.supervised_loss(finite(own.logits, own.alive), labels)
+                    loss = self.task.supervised_loss(finite(own.logits, own.alive), targets)
                     terms[f"{node.name}/supervised"] = node.supervised * loss * own.alive
             for number, link in enumerate(self.graph.links):
                 if learner in (None, link.learner):
                     weight = self.link_weights[number]
-                    value = self._compared(link, seen, labels)
+                    value = self._compared(link, seen, targets)
                     terms[link.name] = weight.to(value.dtype) * value
         return terms
 
-    def _compared(self, link: Link, seen: Mapping[str, Seen], labels: Tensor) -> Tensor:
+    def _compared(self, link: Link, seen: Mapping[str, Seen], targets: Tensor) -> Tensor:
         """The link's loss, averaged over its targets; those that are not alive count as zero."""
         loss = self.task.link_losses[link.loss]
-        more = {"labels": labels} if loss.needs_labels else {}
+        more = {"targets": targets} if loss.needs_labels else {}
         learner = seen[link.learner]
         own = finite(self._place(link.learner, learner, link.learner_place), learner.alive)
         values = []
@@ -238,12 +240,13 @@ class Cohort(Nodes):
         return torch.stack(values).mean()
 
     def _place(self, name: str, seen: Seen, place: str) -> Tensor:
-        """What a link compares of a node: logits, pooled features, or a stage's map."""
+        """What a link compares of a node: logits, features, or a stage's map."""
         if place == "logits":
             return seen.logits
-        if place == "pooled":
-            assert seen.pooled is not None
-            return full(seen.pooled)
+        if place in ("pooled", "pyramid"):
+            features = seen.pooled if place == "pooled" else seen.pyramid
+            assert features is not None
+            return full(features)
         network = self.network(name)
         assert isinstance(network, StagedNetwork | Tail)
         return full(network.as_map(seen.states[stage_number(network, place) + 1]))

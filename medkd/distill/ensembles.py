@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ class Member:
     """What an ensemble sees of one of its nodes.
 
     Attributes:
-        logits: N x classes.
+        logits: N x classes; of a detector N x anchors x (classes + 4).
         pooled: N x channels, or None where the rule does not look at it.
         shared: the map after the shared stages, N x C x h x w, likewise.
         alive: whether the logits are finite, bool; a dead member counts for nothing.
@@ -33,24 +32,10 @@ class Member:
 
 
 def mean_logits(members: Sequence[Member]) -> Tensor:
-    """The mean of the living members' logits, N x classes."""
+    """The mean of the living members' logits, of the shape of one's."""
     alive = torch.stack([member.alive for member in members]).to(members[0].logits.dtype)
     logits = torch.stack([finite(m.logits, m.alive) for m in members])
-    return torch.einsum("k,knc->nc", alive, logits) / alive.sum().clamp_min(1)
-
-
-def mean_probabilities(members: Sequence[Member]) -> Tensor:
-    """Logarithm of the mean of the living members' probabilities, N x classes."""
-    logs = torch.stack(
-        [
-            torch.where(m.alive, F.log_softmax(finite(m.logits, m.alive), dim=1), -torch.inf)
-            for m in members
-        ]
-    )
-    count = torch.stack([m.alive for m in members]).sum().clamp_min(1)
-    mean = logs.logsumexp(dim=0) - count.to(logs.dtype).log()
-    # Without a living member there is nothing to say: all classes alike.
-    return torch.where(mean.isfinite(), mean, -math.log(mean.shape[1]))
+    return torch.einsum("k,k...->...", alive, logits) / alive.sum().clamp_min(1)
 
 
 class Gate(nn.Module):
@@ -71,7 +56,7 @@ class Gate(nn.Module):
         scores = F.relu(self.norm(self.linear(shared.mean(dim=(2, 3)))))
         weights = _softmax_of_the_living(scores, members)
         logits = torch.stack([finite(m.logits, m.alive) for m in members], dim=1)
-        return torch.einsum("nk,nkc->nc", weights, logits)
+        return torch.einsum("nk,nk...->n...", weights, logits)
 
 
 class Attention(nn.Module):
@@ -95,7 +80,7 @@ class Attention(nn.Module):
         scores = torch.einsum("nd,nkd->nk", self.learner(pooled[:, own]), self.teacher(pooled))
         weights = _softmax_of_the_living(scores, members)
         logits = torch.stack([finite(m.logits, m.alive) for m in members], dim=1)
-        return torch.einsum("nk,nkc->nc", weights, logits)
+        return torch.einsum("nk,nk...->n...", weights, logits)
 
 
 class ConcatenatedFeatures(nn.Module):

@@ -34,13 +34,14 @@ _STAGED = "Choose a network with stages ('medkd networks' says which), or compar
 class Projection(nn.Module):
     """Brings the learner's features, and perhaps the target's, to one width without bias."""
 
-    def __init__(self, learner: int, target: int, *, both: bool, is_map: bool) -> None:
+    def __init__(self, learner: int, target: int, *, both: bool, place: str) -> None:
         super().__init__()
 
         def to(channels: int, width: int) -> nn.Module:
-            if is_map:
-                return nn.Conv2d(channels, width, kernel_size=1, bias=False)
-            return nn.Linear(channels, width, bias=False)
+            if place == "pooled":
+                return nn.Linear(channels, width, bias=False)
+            convolution = nn.Conv1d if place == "pyramid" else nn.Conv2d
+            return convolution(channels, width, kernel_size=1, bias=False)
 
         width = _CONTRASTIVE_WIDTH if both else target
         self.learner = to(learner, width)
@@ -74,6 +75,11 @@ def check_fit(graph: Graph, parts: Mapping[str, Part], task: Task) -> None:
     Raises:
         MethodError: with the line of the method.
     """
+    for name, network in parts.items():
+        # A bridge is made of the same kind of network as what it bridges.
+        why = task.refusal(network) if graph.node(name).is_network else ""
+        if why:
+            _refuse(graph.node(name), f"'{name}' does not fit: {why}", "Choose another network.")
     for link in graph.links:
         if link.loss not in task.link_losses:
             _refuse(link, f"this task has no loss '{link.loss}'", "Choose another loss.")
@@ -83,30 +89,49 @@ def check_fit(graph: Graph, parts: Mapping[str, Part], task: Task) -> None:
             if place != "logits":
                 _check_place(graph, parts, link, name, place)
     for node in graph.nodes:
-        needed: tuple[type[nn.Module], ...] = (nn.Module,)
-        if node.trunk is not None or node.by == "gate":
-            needed = (StagedNetwork,)
-        elif node.by in LOOK_AT_POOLED:
-            needed = (StagedNetwork, PooledNetwork)
-        for name in node.sources or (node.name,):
-            part = parts.get(name)
-            if part is not None and not isinstance(part, needed):
-                _refuse(node, f"'{name}' has no stages, and the method looks at them", _STAGED)
-        if node.trunk is not None and is_head_only(parts[node.name]):
+        _check_looks_at(node, parts)
+        if node.role == "ensemble":
+            _check_ensemble(graph, node, parts)
+
+
+def _check_looks_at(node: Node, parts: Mapping[str, Part]) -> None:
+    """Whether networks have what the node shares, or looks at of its members."""
+    needed: tuple[type[nn.Module], ...] = (nn.Module,)
+    if node.trunk is not None or node.by == "gate":
+        needed = (StagedNetwork,)
+    elif node.by in LOOK_AT_POOLED:
+        needed = (StagedNetwork, PooledNetwork)
+    for name in node.sources or (node.name,):
+        part = parts.get(name)
+        if part is not None and not isinstance(part, needed):
+            _refuse(node, f"'{name}' has no stages, and the method looks at them", _STAGED)
+    if node.trunk is not None and is_head_only(parts[node.name]):
+        _refuse(
+            node,
+            f"'{node.name}' shares stages with others, and trains its head alone",
+            "Leave 'train_only' out of its network, or share no stages.",
+        )
+
+
+def _check_ensemble(graph: Graph, node: Node, parts: Mapping[str, Part]) -> None:
+    """Whether the members of an ensemble can be taken together by its rule."""
+    if node.by == "concatenated features" and any(
+        _has_pyramid(parts[name]) for name in node.sources
+    ):
+        _refuse(
+            node,
+            f"the classifier of '{node.name}' sees whole images, and its members are detectors",
+            "Choose a method that combines logits.",
+        )
+    if node.by == "attention":
+        widths = {name: _part(graph, parts, name).pooled_channels for name in node.sources}
+        if len(set(widths.values())) > 1:
+            told = ", ".join(f"{name} {width}" for name, width in widths.items())
             _refuse(
                 node,
-                f"'{node.name}' shares stages with others, and trains its head alone",
-                "Leave 'train_only' out of its network, or share no stages.",
+                f"attention compares pooled features of one width, and they have: {told}",
+                "Give all its members the same network.",
             )
-        if node.by == "attention":
-            widths = {name: _part(graph, parts, name).pooled_channels for name in node.sources}
-            if len(set(widths.values())) > 1:
-                told = ", ".join(f"{name} {width}" for name, width in widths.items())
-                _refuse(
-                    node,
-                    f"attention compares pooled features of one width, and they have: {told}",
-                    "Give all its members the same network.",
-                )
 
 
 def share_trunks(graph: Graph, parts: Mapping[str, Part]) -> None:
@@ -178,7 +203,7 @@ def make_projections(graph: Graph, parts: Mapping[str, Part], task: Task) -> nn.
                 _channels(graph, parts, link.learner, link.learner_place),
                 _channels(graph, parts, target, link.target_place),
                 both=kind == "both",
-                is_map=link.learner_place.startswith("stage"),
+                place=link.learner_place,
             )
     return made
 
@@ -190,6 +215,8 @@ def _check_place(
     if node.role == "ensemble":
         _refuse(link, f"'{name}' is an ensemble, it has logits alone", "Compare logits.")
     part = parts[name if name in parts else node.sources[0]]
+    if place == "pyramid" and not _has_pyramid(part):
+        _refuse(link, f"'{name}' is no detector, and has no pyramid", "Compare logits.")
     if not isinstance(part, StagedNetwork | Tail) and not (
         place == "pooled" and isinstance(part, PooledNetwork)
     ):
@@ -210,6 +237,10 @@ def _check_place(
             )
 
 
+def _has_pyramid(part: nn.Module) -> bool:
+    return isinstance(part, StagedNetwork | Tail) and part.has_pyramid
+
+
 def _part(graph: Graph, parts: Mapping[str, Part], name: str) -> Pooling:
     part = parts[name if name in parts else graph.node(name).sources[0]]
     assert isinstance(part, Pooling)
@@ -218,7 +249,7 @@ def _part(graph: Graph, parts: Mapping[str, Part], name: str) -> Pooling:
 
 def _channels(graph: Graph, parts: Mapping[str, Part], name: str, place: str) -> int:
     part = _part(graph, parts, name)
-    if place == "pooled":
+    if place in ("pooled", "pyramid"):
         return part.pooled_channels
     assert not isinstance(part, PooledNetwork)
     return part.stage_channels[stage_number(part, place)]

@@ -90,7 +90,9 @@ def needed_states(graph: Graph, parts: Mapping[str, Part]) -> Needs:
         if node.role == "bridge":
             source = parts[node.sources[0]]
             assert isinstance(source, StagedNetwork)
-            predict[node.sources[0]].add(split_point(source, node.from_stage))
+            split = split_point(source, node.from_stage)
+            early = {number for number in source.finish_states if number < split}
+            predict[node.sources[0]] |= early | {split}
         elif node.by == "gate":
             for name in node.sources:
                 network = parts[name]

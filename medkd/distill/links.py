@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Kind = Literal["logits", "map", "vector"]
-"""What a loss compares: N x classes, N x C x h x w, or N x C."""
+Kind = Literal["logits", "map", "vector", "pyramid"]
+"""What a loss compares: N x classes, N x C x h x w, N x C, or N x C x cells of a detector."""
 
 
 def kl(target: Tensor, learner: Tensor, temperature: float = 1.0) -> Tensor:
@@ -68,7 +68,7 @@ def mse(target: Tensor, learner: Tensor) -> Tensor:
 def decoupled(
     target: Tensor,
     learner: Tensor,
-    labels: Tensor,
+    targets: Tensor,
     temperature: float = 4.0,
     alpha: float = 1.0,
     beta: float = 8.0,
@@ -81,18 +81,18 @@ def decoupled(
     Args:
         target: logits, float N x classes.
         learner: logits, float N x classes.
-        labels: int64 N.
+        targets: the labels, int64 N.
         temperature: T, above 0.
         alpha: weight of the label's class against the rest.
         beta: weight of the other classes among themselves.
     """
     target_log = F.log_softmax(target / temperature, dim=1)
     learner_log = F.log_softmax(learner / temperature, dim=1)
-    is_label = F.one_hot(labels, target.shape[1]).bool()
+    is_label = F.one_hot(targets, target.shape[1]).bool()
     minus_infinity = torch.full_like(target_log, -torch.inf)
 
     def label_and_rest(logs: Tensor) -> Tensor:
-        label = logs.gather(1, labels[:, None])
+        label = logs.gather(1, targets[:, None])
         rest = torch.where(is_label, minus_infinity, logs).logsumexp(dim=1, keepdim=True)
         return torch.cat([label, rest], dim=1)
 
@@ -217,7 +217,7 @@ class LinkLoss:
         compute: takes target, learner and its ``settings`` by name; gives a scalar tensor.
         compares: the kinds of features that it takes, the first where a link does not say.
         settings: numbers that a link can set, with their defaults.
-        needs_labels: ``compute`` takes ``labels`` too.
+        needs_labels: ``compute`` takes ``targets`` too, what the task makes of the labels.
         projects: ``learner``: the learner's features are projected to the target's width;
             ``both``: both sides to one of 128.
         formula: in TeX, p the target and q the learner.

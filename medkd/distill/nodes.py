@@ -15,14 +15,14 @@ from medkd.distill.ensembles import (
     Gate,
     Member,
     mean_logits,
-    mean_probabilities,
     shielded,
 )
 from medkd.distill.fit import shared_count
 from medkd.distill.graph import Graph, Node
 from medkd.distill.layout import Group, Needs
+from medkd.distill.task import Task
 from medkd.networks.heads import hold_backbone
-from medkd.networks.staged import StagedNetwork, Tail, split_point
+from medkd.networks.staged import Finished, StagedNetwork, Tail, split_point
 from medkd.networks.timm_models import PooledNetwork
 
 
@@ -30,15 +30,17 @@ class Seen(NamedTuple):
     """What a node made of a batch.
 
     Attributes:
-        logits: N x classes, at least float32.
+        logits: N x classes, or a detector's N x anchors x (classes + 4); at least float32.
         alive: whether they are finite, bool, on the device.
         pooled: N x channels; None where the node has none, or none that is needed.
+        pyramid: a detector's, N x channels x cells; None of others.
         states: by stage number, the state before that stage; just those that are needed.
     """
 
     logits: Tensor
     alive: Tensor
     pooled: Tensor | None
+    pyramid: Tensor | None
     states: dict[int, Tensor]
 
 
@@ -52,6 +54,7 @@ class Nodes(nn.Module):
         averages: of the mean nodes.
         groups: of each network and mean, those that it runs with.
         needed_states: what others look at.
+        task: what logits mean.
 
     Nothing here waits for the device.
     """
@@ -64,9 +67,11 @@ class Nodes(nn.Module):
         averages: WeightAverages,
         groups: Mapping[str, Group],
         needed_states: Needs,
+        task: Task,
     ) -> None:
         super().__init__()
         self.graph = graph
+        self.task = task
         self.nodes = networks
         self.ensembles = ensembles
         self.averages = averages
@@ -147,14 +152,19 @@ class Nodes(nn.Module):
         """A network without stages; its pooled features cost a second run of its head."""
         wanted = name in self._needed_states.pooled or not self.training
         if isinstance(network, PooledNetwork) and wanted:
-            return _seen(*network.logits_and_pooled(images))
-        return _seen(network(images))
+            return _seen(Finished(*network.logits_and_pooled(images)))
+        return _alone(network(images))
 
     def _run_bridge(self, node: Node, seen: Mapping[str, Seen], learning: bool) -> Seen:
         source = self.nodes[node.sources[0]]
         assert isinstance(source, StagedNetwork)
-        state = seen[node.sources[0]].states[split_point(source, node.from_stage)].detach()
-        return self._finished(node.name, state, {0: state}, learning)
+        split = split_point(source, node.from_stage)
+        early = {
+            number - split: state.detach()
+            for number, state in seen[node.sources[0]].states.items()
+            if number <= split
+        }
+        return self._finished(node.name, early[0], early, learning)
 
     def _finished(
         self, name: str, state: Tensor, early: Mapping[int, Tensor], learning: bool
@@ -166,26 +176,25 @@ class Nodes(nn.Module):
         for number in range(max(early), len(network.stages)):
             state = network.stages[number](state)
             states[number + 1] = state
-        pooled = network.pool(state)
         needs = self._needed_states
         needed = (needs.to_learn if learning else needs.to_predict)[name]
         kept = {number: value for number, value in states.items() if number in needed}
-        return _seen(network.classifier(pooled), pooled, kept)
+        return _seen(network.finish(states), kept)
 
     def _run_ensemble(self, node: Node, seen: Mapping[str, Seen], learning: bool) -> Seen:
         device = next(iter(seen.values())).logits.device.type
         with torch.autocast(device, enabled=False):
             members = [self._member(node, name, seen[name], learning) for name in node.sources]
-            combined = _seen(self._combined(node, members))
+            combined = _alone(self._combined(node, members))
             living = torch.stack([member.alive for member in members]).any()
             return combined._replace(alive=combined.alive & living)
 
     def _combined(self, node: Node, members: Sequence[Member]) -> Tensor:
-        """Logits of an ensemble, N x classes."""
+        """Logits of an ensemble, of the shape of a member's."""
         if node.by == "mean logits":
             return mean_logits(members)
         if node.by == "mean probabilities":
-            return mean_probabilities(members)
+            return self.task.mean_probabilities(members)
         module = self.ensembles[node.module or ""]
         if isinstance(module, Attention):
             return module(members, node.index)
@@ -219,11 +228,15 @@ class Nodes(nn.Module):
             hold_backbone(module)
 
 
-def _seen(
-    logits: Tensor, pooled: Tensor | None = None, states: dict[int, Tensor] | None = None
-) -> Seen:
+def _seen(finished: Finished, states: dict[int, Tensor] | None = None) -> Seen:
+    logits = full(finished.logits)
+    return Seen(logits, logits.isfinite().all(), finished.pooled, finished.pyramid, states or {})
+
+
+def _alone(logits: Tensor) -> Seen:
+    """Logits that come with nothing else."""
     logits = full(logits)
-    return Seen(logits, logits.isfinite().all(), pooled, states or {})
+    return Seen(logits, logits.isfinite().all(), None, None, {})
 
 
 def full(values: Tensor) -> Tensor:

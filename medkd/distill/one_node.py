@@ -30,6 +30,7 @@ class OneNode(Nodes):
                 if key in kept
             },
             whole._needed_states,
+            whole.task,
         )
         self._name = name
 

@@ -6,16 +6,24 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from medkd.distill.links import LOSSES
+from medkd.distill.detection_links import DETECTION_LOSSES
+from medkd.distill.links import LOSSES as CLASSIFICATION_LOSSES
+from medkd.distill.links import LinkLoss
 from medkd.distill.ramp import Ramp, parse_ramp
 from medkd.schema import Strict
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
-Place = Annotated[str, Field(pattern=r"^(logits|pooled|stage -?\d+)$")]
+Place = Annotated[str, Field(pattern=r"^(logits|pooled|pyramid|stage -?\d+)$")]
 Combination = Literal[
     "mean logits", "mean probabilities", "gate", "attention", "concatenated features"
 ]
+
+# Of every task; one of both names compares the same, and has the same settings.
+LOSSES: dict[str, LinkLoss] = {**DETECTION_LOSSES, **CLASSIFICATION_LOSSES}
+
+_KIND_OF_PLACE = {"logits": "logits", "pooled": "vector", "pyramid": "pyramid"}
+_PLACE_OF_KIND = {kind: place for place, kind in _KIND_OF_PLACE.items()} | {"map": "stage -1"}
 
 KINDS = ("network", "mean_of", "ensemble_of", "bridge_of")
 _KEYS_OF_KIND = {
@@ -158,7 +166,9 @@ class LinkSpec(Strict):
     learner: str = Field(alias="to", description="Who learns: a node, a set, or a set's member.")
     loss: str = Field(description="What the comparison costs; see medkd/distill/links.py.")
     on: Place | EndsSpec | None = Field(
-        None, description="What is compared: logits, pooled, or a stage, such as 'stage -1'."
+        None,
+        description="What is compared: logits, pooled, a detector's pyramid, or a stage, such as "
+        "'stage -1'.",
     )
     pairs: Literal["all", "own", "others"] = Field(
         "all", description="Of two sets: all pairs, equal numbers, or unequal numbers."
@@ -184,7 +194,7 @@ class LinkSpec(Strict):
             if getattr(self, name) is not None and name not in known:
                 raise ValueError(f"the loss '{self.loss}' has no '{name}'")
         for place in self.places:
-            kind = "logits" if place == "logits" else "vector" if place == "pooled" else "map"
+            kind = _KIND_OF_PLACE.get(place, "map")
             if kind not in LOSSES[self.loss].compares:
                 raise ValueError(f"the loss '{self.loss}' cannot compare '{place}'")
         return self
@@ -194,9 +204,7 @@ class LinkSpec(Strict):
         """What of the target, and what of the learner, is compared."""
         if isinstance(self.on, EndsSpec):
             return self.on.source, self.on.learner
-        first = LOSSES[self.loss].compares[0]
-        default = {"logits": "logits", "vector": "pooled", "map": "stage -1"}[first]
-        return (self.on or default,) * 2
+        return (self.on or _PLACE_OF_KIND[LOSSES[self.loss].compares[0]],) * 2
 
     @property
     def settings(self) -> dict[str, float]:

@@ -7,8 +7,8 @@ fresh copy of the last stage and what follows it (SOKD), attention is compared a
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from typing import ClassVar, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,21 @@ class InputAdapter(nn.Module):
         return (images - self.mean) / self.std
 
 
+class Finished(NamedTuple):
+    """What a network makes of its states.
+
+    Attributes:
+        logits: N x classes; of a detector N x anchors x (classes + 4).
+        pooled: what the classifier sees, N x pooled_channels; of a detector the mean over its
+            pyramid.
+        pyramid: a detector's maps of all levels, flattened, N x channels x cells; None of others.
+    """
+
+    logits: Tensor
+    pooled: Tensor
+    pyramid: Tensor | None = None
+
+
 class StagedNetwork(nn.Module):
     """A network whose parts can be used one by one.
 
@@ -69,11 +84,13 @@ class StagedNetwork(nn.Module):
         pooled_channels: channels after ``pool``.
         to_map: makes N x C x h x w of a state that is none; left out where the state is a map.
 
-    ``spec`` is what the network was built from, if :func:`medkd.networks.zoo.build_network` did;
-    ``head_only``: see :mod:`medkd.networks.heads`.
+    One with ``has_pyramid`` is a detector, see :mod:`medkd.networks.detector`. ``spec`` is what the
+    network was built from, if :func:`medkd.networks.zoo.build_network` did; ``head_only``: see
+    :mod:`medkd.networks.heads`.
     """
 
     has_stages: ClassVar[bool] = True
+    has_pyramid: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -113,6 +130,27 @@ class StagedNetwork(nn.Module):
         features: Tensor = self.to_map(state)
         return features
 
+    @property
+    def finish_states(self) -> tuple[int, ...]:
+        """The states that :meth:`finish` takes: of each, before which stage it is."""
+        return (len(self.stages),)
+
+    def finish(self, states: Mapping[int, Tensor]) -> Finished:
+        """From states, those of :attr:`finish_states` among them, to logits.
+
+        Args:
+            states: by stage number, the state before that stage; that of as many as there are
+                stages is what the last one gave.
+        """
+        wanted = [states[number] for number in self.finish_states]
+        return self.assembled(self.pool, self.classifier, wanted)
+
+    @staticmethod
+    def assembled(pool: nn.Module, classifier: nn.Module, states: Sequence[Tensor]) -> Finished:
+        """What the head makes of the wanted states, in the order of :attr:`finish_states`."""
+        pooled: Tensor = pool(states[-1])
+        return Finished(classifier(pooled), pooled)
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits, N x classes, of RGB images in [0, 1], float N x 3 x H x W."""
         return self.logits_and_pooled(images)[0]
@@ -120,11 +158,12 @@ class StagedNetwork(nn.Module):
     def logits_and_pooled(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits, N x classes, and what the classifier sees, N x pooled_channels."""
         state = self.enter(images)
-        for stage in self.stages:
+        kept = {0: state} if 0 in self.finish_states else {}
+        for number, stage in enumerate(self.stages, start=1):
             state = stage(state)
-        pooled: Tensor = self.pool(state)
-        logits: Tensor = self.classifier(pooled)
-        return logits, pooled
+            if number in self.finish_states:
+                kept[number] = state
+        return self.finish(kept)[:2]
 
 
 class WholeNetwork(nn.Module):
@@ -178,6 +217,10 @@ class Tail(nn.Module):
         self.stages = nn.ModuleList(list(network.stages)[from_stage:])
         self.pool = network.pool
         self.classifier = network.classifier
+        self.has_pyramid = network.has_pyramid
+        self._assembled = network.assembled
+        # Counted from its own first stage: what comes before has a number below 0.
+        self.finish_states = tuple(number - from_stage for number in network.finish_states)
         self.to_map = network.to_map
         self.stage_channels = network.stage_channels[from_stage:]
         self.pooled_channels = network.pooled_channels
@@ -187,12 +230,20 @@ class Tail(nn.Module):
         features: Tensor = self.to_map(state)
         return features
 
+    def finish(self, states: Mapping[int, Tensor]) -> Finished:
+        """See :meth:`StagedNetwork.finish`; stages are counted from the first one here."""
+        wanted = [states[number] for number in self.finish_states]
+        return self._assembled(self.pool, self.classifier, wanted)
+
     def forward(self, state: Tensor) -> Tensor:
-        """Logits, N x classes, of the state before the first of these stages."""
-        for stage in self.stages:
-            state = stage(state)
-        logits: Tensor = self.classifier(self.pool(state))
-        return logits
+        """Logits, N x classes, of the state before the first of these stages.
+
+        Of a network whose head looks at that state and later ones alone.
+        """
+        states = {0: state}
+        for number, stage in enumerate(self.stages, start=1):
+            states[number] = state = stage(state)
+        return self.finish(states).logits
 
 
 def trunk(network: Network, stages: int) -> Trunk:

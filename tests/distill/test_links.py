@@ -24,7 +24,7 @@ def draw(*shape: int, seed: int = 0, scale: float = 2.0) -> Tensor:
 
 
 def compute(name: str, target: Tensor, learner: Tensor, **settings: float) -> Tensor:
-    more = {"labels": LABELS} if LOSSES[name].needs_labels else {}
+    more = {"targets": LABELS} if LOSSES[name].needs_labels else {}
     return LOSSES[name].compute(target, learner, **more, **settings)
 
 
@@ -148,7 +148,7 @@ def test_decoupled_by_hand() -> None:
     """
     p = torch.tensor([[4.0, 3.0, 1.0]], dtype=torch.float64).log()
     q = torch.zeros(1, 3, dtype=torch.float64)
-    settings = {"labels": torch.tensor([0]), "temperature": 1.0}
+    settings = {"targets": torch.tensor([0]), "temperature": 1.0}
     loss = LOSSES["decoupled"].compute
     binary, among = math.log(9 / 8) / 2, 0.75 * math.log(3) - math.log(2)
     assert loss(p, q, **settings, alpha=1.0, beta=0.0).item() == pytest.approx(binary)
