@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from medkd.cli_options import ConfigOption, SetOption, load_settings
 from medkd.terminal import print_table
+
+if TYPE_CHECKING:
+    from medkd.config import Config
 
 
 def evaluate(
@@ -18,8 +21,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             "--against",
-            help="Another run to compare with on the same test patients: its name in this output, "
-            "or its folder. May be repeated.",
+            help="Another run to compare with on the same test patients or images: its name in "
+            "this output, or its folder. May be repeated.",
         ),
     ] = None,
     out: Annotated[
@@ -27,16 +30,43 @@ def evaluate(
         typer.Option("--out", help="Folder for the report; 'evaluation' in the run's folder."),
     ] = None,
 ) -> None:
-    """Evaluate a run on its test patients: one page, one JSON, a TRIPOD+AI checklist."""
+    """Evaluate a run on its test patients or images: a page and a JSON; of slides a TRIPOD+AI list."""
     settings = load_settings(config, assignments)
+    of_task = {"classification": _slides, "detection": _boxes}[settings.task]
+    for line in of_task(settings, tuple(against or ()), out):
+        print(line)
+
+
+def _slides(settings: Config, against: tuple[str, ...], out: Path | None) -> tuple[str, ...]:
     from medkd.slide_level.evaluate_stage import run_evaluate_stage
 
     print(f"Evaluating '{settings.run_name}' on its test patients")
-    result = run_evaluate_stage(settings, against=tuple(against or ()), out=out)
+    result = run_evaluate_stage(settings, against=against, out=out)
     print_table(
         "Test patients. Research use only.",
         ("model", "AUROC", "sensitivity", "specificity", "difference", "DeLong p", "permutation p"),
         result.model_rows,
     )
-    for line in result.lines:
-        print(line)
+    return result.lines
+
+
+def _boxes(settings: Config, against: tuple[str, ...], out: Path | None) -> tuple[str, ...]:
+    from medkd.training.box_evaluate_stage import run_box_evaluation
+
+    print(f"Evaluating '{settings.run_name}' on its test images")
+    result = run_box_evaluation(settings, against=against, out=out)
+    print_table(
+        "Test images. Research use only.",
+        (
+            "model",
+            "AP50",
+            "AP",
+            "recall at 1 FP per image",
+            "sensitivity",
+            "FP per image without a box",
+            "AP50 of what ships, minus",
+            "p",
+        ),
+        result.model_rows,
+    )
+    return result.lines

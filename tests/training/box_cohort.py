@@ -28,6 +28,7 @@ detection:
   strides: [8, 16, 32]
   anchor_sizes: [2.0, 2.8]
   channels: 16
+  least_score: 0.005
 split: {train: 0.5, validation: 0.25, test: 0.25}
 train:
   name: small
