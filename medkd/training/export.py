@@ -7,7 +7,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -71,6 +71,18 @@ def export_onnx(network: nn.Module, size_px: int) -> bytes:
     outputs = ["probabilities"]
     if embedding_size(network, size_px) is not None:
         outputs.append("embeddings")
+    return onnx_of(shipped, size_px, takes="tiles", gives=outputs)
+
+
+def onnx_of(shipped: nn.Module, size_px: int, *, takes: str, gives: Sequence[str]) -> bytes:
+    """Export a module that takes what a decoder gives.
+
+    Args:
+        shipped: on the CPU, in evaluation mode; takes RGB, uint8 N x size_px x size_px x 3.
+        size_px: side of an image, pixels.
+        takes: name of the input, whose N is free.
+        gives: names of the outputs, in the module's order.
+    """
     example = torch.zeros(2, size_px, size_px, 3, dtype=torch.uint8)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -82,9 +94,9 @@ def export_onnx(network: nn.Module, size_px: int) -> bytes:
                 shipped,
                 (example,),
                 path,
-                input_names=["tiles"],
-                output_names=outputs,
-                dynamic_shapes={"tiles": {0: torch.export.Dim("tiles_in_batch")}},
+                input_names=[takes],
+                output_names=list(gives),
+                dynamic_shapes=({0: torch.export.Dim(f"{takes}_in_batch")},),
                 opset_version=OPSET,
                 dynamo=True,
                 external_data=False,
