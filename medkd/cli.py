@@ -96,12 +96,17 @@ def split(config: ConfigOption = None, assignments: SetOption = None) -> None:
     rows = load_rows(settings)
     summary = run_split_stage(rows, settings)
     several, by_site = len(summary.counts) > 1, any(summary.test_sites)
+    classes = settings.data.classes
+    if settings.task == "detection":
+        classes = tuple(
+            sorted({name for fold in summary.counts for of in fold.values() for name in of})
+        )
     print_table(
-        "Patients",
-        ("fold",) * several + ("role", *settings.data.classes) + ("test sites",) * by_site,
+        "Patients" if settings.task == "classification" else "Images, or patients where known",
+        ("fold",) * several + ("role", *classes) + ("test sites",) * by_site,
         (
             (fold,) * several
-            + (role, *(counts.get(name, 0) for name in settings.data.classes))
+            + (role, *(counts.get(name, 0) for name in classes))
             + (" ".join(summary.test_sites[fold]) if role == "test" else "",) * by_site
             for fold, of_fold in enumerate(summary.counts)
             for role, counts in of_fold.items()
@@ -153,15 +158,22 @@ def train(
     if result.resumed_from is not None:
         epoch, step = result.resumed_from
         print(f"Resumed after epoch {epoch}" + (f" and step {step}." if step else "."))
+    images, label, shown = {
+        "classification": ("tiles", "log loss", {"log_loss": "log loss", "auroc": "AUROC"}),
+        "detection": (
+            "images",
+            "AP50",
+            {"ap50": "AP50", "ap": "AP", "recall_at_1_fp": "recall at 1 FP per image"},
+        ),
+    }[settings.task]
     print_table(
-        f"Validation tiles at epoch {result.best_epoch}, the best by the ensemble's log loss",
-        ("network", "parameters", "log loss", "AUROC"),
+        f"Validation {images} at epoch {result.best_epoch}, the best by the ensemble's {label}",
+        ("network", "parameters", *shown.values()),
         (
             (
                 name,
                 f"{result.parameters[name]:,}" if name in result.parameters else "",
-                f"{values['log_loss']:.3f}",
-                f"{values['auroc']:.3f}",
+                *(f"{values[metric]:.3f}" if metric in values else "" for metric in shown),
             )
             for name, values in result.best.items()
         ),

@@ -49,7 +49,9 @@ def load_settings(path: Path | None, assignments: list[str] | None) -> Config:
 
 
 def load_rows(config: Config) -> tuple[SlideRow, ...]:
-    """The rows of its slides.csv."""
+    """The rows of its slides.csv; a detection has none."""
+    if config.task == "detection":
+        return ()
     from medkd.datasets.tables import read_slides
 
     return read_slides(config.data.slides, config.data.classes)

@@ -207,7 +207,7 @@ def train(config: Config, graph: Graph, cohort: Cohort, roles: Roles) -> Trained
     for epoch in range(config.train.epochs):
         train_epoch(engine, batches(epoch=epoch), epoch=epoch)
         probabilities, labels = predict_tiles(engine.shown, fabric, held_out)
-        metrics = evaluate(probabilities, labels, graph, positive=0)
+        metrics = evaluate(probabilities, labels, graph, engine.shown.task)
         done.curve.append(round(metrics[ENSEMBLE]["log_loss"], 4))
         if metrics[ENSEMBLE]["log_loss"] < done.log_loss:
             done.best_epoch, done.log_loss = epoch + 1, metrics[ENSEMBLE]["log_loss"]
@@ -260,7 +260,7 @@ def run(method: Method, config: Config, roles: Roles, teachers: Teachers) -> dic
     probabilities, labels = predict_tiles(cohort, fabric, plain_batches(roles.test))
     deployed = graph.deployed
     if graph.chosen_by_validation:
-        deployed = (best_deployed(done.validation, graph),)
+        deployed = (best_deployed(done.validation, graph, cohort.task),)
     students = [node.name for node in graph.nodes if node.role == "student" and not node.is_extra]
     shipped = {
         id(parameter): parameter.numel()

@@ -2,6 +2,7 @@
 
 from medkd.config.augment import AugmentConfig
 from medkd.config.data import DataConfig, SplitConfig
+from medkd.config.detection import DetectionConfig
 from medkd.config.evaluate import EvaluateConfig
 from medkd.config.experiment import Config, InferConfig, MlflowConfig
 from medkd.config.load import load_config, read_resolved, validate_config
@@ -15,6 +16,7 @@ __all__ = [
     "AugmentConfig",
     "Config",
     "DataConfig",
+    "DetectionConfig",
     "EvaluateConfig",
     "InferConfig",
     "MlflowConfig",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from medkd.config.data import DataConfig, SplitConfig
+from medkd.config.detection import DetectionConfig
 from medkd.config.evaluate import EvaluateConfig
 from medkd.config.slide_level import SlideLevelConfig
 from medkd.config.stain import StainConfig
@@ -37,6 +38,16 @@ class InferConfig(Strict):
         0.2,
         description="How far a slide's own resolution may lie outside that of the training slides, "
         "as a share; farther gives 'indeterminate'.",
+    )
+    out_of_distribution: bool = Field(
+        True,
+        description="Slides whose stain or embedding lies farther from the training slides than "
+        "those of validation patients give 'indeterminate'.",
+    )
+    out_of_distribution_share: Annotated[float, Field(gt=0, lt=0.5)] = Field(
+        0.01,
+        description="The most patients like those of validation that may be taken for others, as a "
+        "share. Below 2 / share - 1 validation patients docs/infer.md says what holds.",
     )
     early_stop: bool = Field(
         False,
@@ -73,7 +84,13 @@ class Config(Strict):
         Path("medkd-output"), description="Folder that every stage writes to and reads from."
     )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="Of the split and the training.")
+    task: Literal["classification", "detection"] = Field(
+        "classification",
+        description="What networks learn: classes of slides by their tiles (data, tile, stain), or "
+        "boxes in images (detection).",
+    )
     data: DataConfig = DataConfig()
+    detection: DetectionConfig = DetectionConfig()
     tile: TileConfig = TileConfig()
     split: SplitConfig = SplitConfig()
     stain: StainConfig = StainConfig()
@@ -90,6 +107,23 @@ class Config(Strict):
             raise ValueError(
                 f"'train.class_weights' has {len(weights)} numbers for {len(self.data.classes)} "
                 "classes"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _boxes_stay_with_what_they_show(self) -> Config:
+        if self.task != "detection":
+            return self
+        augment = self.train.augment
+        if augment.enabled and augment.where == "device":
+            raise ValueError(
+                "'task: detection' needs 'train.augment.where: loader': boxes are turned with "
+                "their images there"
+            )
+        if augment.enabled and augment.affine_p > 0:
+            raise ValueError(
+                "'task: detection' needs 'train.augment.affine_p: 0': an affine transform would "
+                "leave the boxes behind"
             )
         return self
 

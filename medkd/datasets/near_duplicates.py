@@ -116,7 +116,11 @@ class Duplicates:
 
 
 def confirmed_duplicates(
-    hashes: np.ndarray, one: np.ndarray, other: np.ndarray, grey: Grey
+    hashes: np.ndarray,
+    one: np.ndarray,
+    other: np.ndarray,
+    grey: Grey,
+    least_agreement: float = LEAST_AGREEMENT,
 ) -> Duplicates:
     """Find the tiles of ``other`` that are tiles of ``one``, and compare their pixels.
 
@@ -124,6 +128,7 @@ def confirmed_duplicates(
         hashes: of all tiles, uint64.
         one, other: row numbers of the tiles of either side.
         grey: reads a tile.
+        least_agreement: of the details of two tiles that are the same one.
     """
     near = candidate_pairs(hashes[one], hashes[other])
     rows_of = [_rows_by_hash(hashes, side, known)
@@ -137,7 +142,7 @@ def confirmed_duplicates(
                 if row in same or compared.get(row, 0) >= _MOST_COMPARED:
                     break
                 compared[row] = compared.get(row, 0) + 1
-                if agreement(detail.of(candidate), detail.of(row)) >= LEAST_AGREEMENT:
+                if agreement(detail.of(candidate), detail.of(row)) >= least_agreement:
                     same[row] = candidate
             if len(same) >= _ENOUGH:
                 return Duplicates(_pairs(same), True, 0)

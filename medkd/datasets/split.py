@@ -9,12 +9,14 @@ from pathlib import Path
 import pandas as pd
 
 from medkd.config import Config
+from medkd.datasets.box_split import image_groups
 from medkd.datasets.patients import Patient, patients_of
 from medkd.datasets.split_file import read_role_table
 from medkd.datasets.split_schemes import ROLES, make_folds, sites_with_every_class
 from medkd.datasets.tables import SlideRow
 from medkd.errors import StageError
 from medkd.files import atomic_path, make_folder
+from medkd.importers.box_table import read_boxes
 from medkd.progress import warn
 from medkd.slides.imported_tiles import read_import_record
 
@@ -102,19 +104,14 @@ class SplitSummary:
 
 
 def run_split_stage(rows: Sequence[SlideRow], config: Config) -> SplitSummary:
-    """Split the patients of ``rows`` and write splits.parquet.
+    """Split the patients of ``rows``, or images with boxes, and write splits.parquet.
 
     Raises:
         StageError: too few patients or sites, or another split is there, which runs were trained
             on or which imported tiles were published with.
         TableError: the user's table of roles cannot be used.
     """
-    where = config.data.slides
-    patients = patients_of(rows, with_sites=config.split.needs_sites, where=where)
-    if config.split.file is not None:
-        split = read_role_table(config.split.file, patients)
-    else:
-        split = make_folds(patients, config.split, config.seed, where=where)
+    patients, split = _of_boxes(config) if config.task == "detection" else _of_slides(rows, config)
     path = config.splits_file
     kept = path.exists() and _read_folds(path).equals(split)
     if path.exists() and not kept:
@@ -126,6 +123,31 @@ def run_split_stage(rows: Sequence[SlideRow], config: Config) -> SplitSummary:
     if config.split.scheme == "leave_one_site_out":
         _tell_of_sites_never_left_out(patients, config)
     return _summary(split, patients, kept)
+
+
+def _of_slides(rows: Sequence[SlideRow], config: Config) -> tuple[Sequence[Patient], pd.DataFrame]:
+    where = config.data.slides
+    patients = patients_of(rows, with_sites=config.split.needs_sites, where=where)
+    if config.split.file is not None:
+        return patients, read_role_table(config.split.file, patients)
+    return patients, make_folds(patients, config.split, config.seed, where=where)
+
+
+def _of_boxes(config: Config) -> tuple[Sequence[Patient], pd.DataFrame]:
+    """Images that show nearly the same get one role, unless a file gives the roles."""
+    where = config.detection.boxes
+    if config.split.needs_sites:
+        raise StageError(
+            "images with boxes have no sites, and the split goes by sites",
+            where=where,
+            remedy="Choose another split.scheme.",
+        )
+    groups = image_groups(read_boxes(where))
+    if config.split.file is not None:
+        members = [Patient(name, groups.classes[group]) for name, group in groups.group_of.items()]
+        return members, read_role_table(config.split.file, members)
+    patients = groups.patients()
+    return patients, groups.spread(make_folds(patients, config.split, config.seed, where=where))
 
 
 def _refuse_another(config: Config) -> None:

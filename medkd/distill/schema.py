@@ -20,7 +20,7 @@ Combination = Literal[
 ]
 
 # Of every task; one of both names compares the same, and has the same settings.
-LOSSES: dict[str, LinkLoss] = {**DETECTION_LOSSES, **CLASSIFICATION_LOSSES}
+LOSSES: dict[str, LinkLoss] = {**CLASSIFICATION_LOSSES, **DETECTION_LOSSES}
 
 _KIND_OF_PLACE = {"logits": "logits", "pooled": "vector", "pyramid": "pyramid"}
 _PLACE_OF_KIND = {kind: place for place, kind in _KIND_OF_PLACE.items()} | {"map": "stage -1"}

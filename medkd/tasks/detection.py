@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from medkd.distill.detection_links import BOX_CODE, DETECTION_LOSSES, decoded, giou, is_foreground
 from medkd.distill.ensembles import Member, finite
-from medkd.distill.links import LinkLoss
+from medkd.distill.links import LOSSES, LinkLoss
 from medkd.distill.task import Criterion
 from medkd.networks.anchor_grid import AnchorGrid
 from medkd.networks.detector import Detector
@@ -52,13 +52,20 @@ class Detection:
 
     @cached_property
     def link_losses(self) -> Mapping[str, LinkLoss]:
-        """The losses that links can carry, by name; they know the anchors."""
+        """The losses that links can carry, by name; they know the anchors.
+
+        Beside those of detectors, what classification compares of features. Its losses of logits
+        are of classes that exclude one another.
+        """
+        of_features = {
+            name: loss for name, loss in LOSSES.items() if "logits" not in loss.compares
+        }
         on_anchors = {
             name: replace(loss, compute=partial(self._on_anchors, loss.compute))
             for name, loss in DETECTION_LOSSES.items()
             if name in ("kl", "box")
         }
-        return DETECTION_LOSSES | on_anchors
+        return of_features | DETECTION_LOSSES | on_anchors
 
     @property
     def criterion(self) -> Criterion:

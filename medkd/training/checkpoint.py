@@ -31,7 +31,8 @@ class Progress:
         epochs_done: epochs that are finished.
         steps_done: steps of the epoch after these.
         best_epoch: the epoch (from 1) chosen so far; 0 before the first.
-        best_log_loss: validation log loss of the deployed ensemble at that epoch, nats.
+        best_cost: what the deployed ensemble reached on validation images at that epoch, by the
+            task's criterion: the lower the better.
         curves: one row per epoch, network and metric.
         seconds: time spent training, all processes together.
         rho: time of a joint step over that of the networks' own; None where it was not measured.
@@ -40,7 +41,7 @@ class Progress:
     epochs_done: int = 0
     steps_done: int = 0
     best_epoch: int = 0
-    best_log_loss: float = float("inf")
+    best_cost: float = float("inf")
     curves: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     rho: float | None = None
@@ -84,7 +85,10 @@ def load_checkpoint(folder: Path, identity: str) -> tuple[Progress, dict[str, An
                 where=path.parent.parent,
                 remedy="Give this run another train.name, or begin anew with --restart.",
             )
-        return Progress(**content.pop("progress")), content
+        progress = content.pop("progress")
+        if "best_log_loss" in progress:  # saved before there was detection
+            progress["best_cost"] = progress.pop("best_log_loss")
+        return Progress(**progress), content
     return None
 
 

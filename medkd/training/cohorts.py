@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from medkd.config import Config, NetworkConfig
+from medkd.config import Config, DetectionConfig, NetworkConfig
 from medkd.datasets.patches import seed_of
 from medkd.distill.cohort import Cohort
 from medkd.distill.graph import Graph, Node
+from medkd.distill.task import Task
+from medkd.networks.staged import Network
 from medkd.networks.zoo import configured_network
 from medkd.tasks.classification import Classification
 from medkd.training.checkpoint import load_network
+
+if TYPE_CHECKING:
+    from medkd.networks.anchor_grid import AnchorGrid
 
 # Seeds of networks beside the teacher and the students of the configuration.
 _FURTHER_SEEDS = 1_000
@@ -83,17 +88,55 @@ def build_cohort(config: Config, graph: Graph) -> Cohort:
             chosen = network_config(config, graph, node)
             if node.role == "bridge":
                 chosen = chosen.model_copy(update={"pretrained": False})  # fresh, as SOKD has it
-            network = configured_network(
-                chosen, classes=len(config.data.classes), where=network_key(graph, node)
-            )
+            network = _network(config, chosen, network_key(graph, node))
             if chosen.weights is not None and node.is_network:
                 load_network(chosen.weights, network)
             networks[node.name] = network
     # Gates and projections draw their first weights when the cohort is made.
     torch.manual_seed(seed_of(config.seed, _FURTHER_SEEDS))
-    train = config.train
-    task = Classification(train.class_weights, train.label_smoothing)
-    return Cohort(graph, networks, task)
+    return Cohort(graph, networks, configured_task(config))
+
+
+def configured_task(config: Config) -> Task:
+    """What the networks of an experiment learn."""
+    if config.task == "detection":
+        from medkd.tasks.detection import Detection
+
+        return Detection(anchor_grid(config.detection), config.detection.classes)
+    train, data = config.train, config.data
+    positive = data.classes.index(data.positive)
+    return Classification(train.class_weights, train.label_smoothing, positive)
+
+
+def _network(config: Config, chosen: NetworkConfig, where: str) -> Network:
+    if config.task == "classification":
+        return configured_network(chosen, classes=len(config.data.classes), where=where)
+    from medkd.networks.detector import build_detector
+
+    # Its own head is dropped, however many classes it has.
+    backbone = configured_network(chosen, classes=1, where=where)
+    settings = config.detection
+    return build_detector(
+        backbone,
+        anchor_grid(settings),
+        len(settings.classes),
+        channels=settings.channels,
+        where=where,
+    )
+
+
+def anchor_grid(settings: DetectionConfig) -> AnchorGrid:
+    """The anchors of an experiment."""
+    from medkd.networks.anchor_grid import AnchorGrid
+
+    return AnchorGrid(
+        settings.image_px,
+        settings.strides,
+        tuple(
+            tuple(size * stride for size in settings.anchor_sizes) for stride in settings.strides
+        ),
+        settings.anchor_ratios,
+    )
 
 
 def trained_first(config: Config, graph: Graph) -> tuple[Node, ...]:

@@ -23,7 +23,7 @@ from medkd.files import sha256_of_json
 from medkd.slides.imported_tiles import read_import_record, slide_records
 from medkd.slides.store import read_index, with_ranges
 from medkd.training.devices import Ranks
-from medkd.training.loading import Batches, TileLoader, pins_memory
+from medkd.training.loading import Batches, Images, TileLoader, pins_memory
 
 ROLES = ("train", "validation", "test")
 
@@ -155,7 +155,7 @@ def training_loader(
         balanced=train.balance != "none",
         seed=config.seed,
     )
-    return _loader(dataset, config), sampler
+    return loader_of(dataset, config), sampler
 
 
 class ShareOfSteps(Sampler[tuple[int, int]]):
@@ -230,13 +230,17 @@ def evaluation_batches(
         ranks: the processes.
         stain: that tiles are normalised to; None: they are not.
     """
-    ranks = ranks or Ranks()
     cache_mb = config.train.cache_mb if cache else 0
     items = _items(config, tiles)
     dataset = _dataset(config, items, transform=tile_transforms(stain=stain), cache_mb=cache_mb)
+    return batches_of(dataset, config, ranks or Ranks())
+
+
+def batches_of(dataset: Images, config: Config, ranks: Ranks) -> Batches:
+    """All items of a dataset in their order; every n-th batch for each of n ranks."""
     size = _evaluation_batch(config)
-    own = _evaluated(len(tiles), size, ranks.count)[ranks.rank]
-    return Batches(_loader(dataset, config), own, size)
+    own = _evaluated(len(dataset), size, ranks.count)[ranks.rank]
+    return Batches(loader_of(dataset, config), own, size)
 
 
 def slide_batches(
@@ -254,7 +258,7 @@ def slide_batches(
     items = _items(config, tiles)
     dataset = _dataset(config, items, transform=tile_transforms(stain=stain), cache_mb=0)
     size = _evaluation_batch(config)
-    return _loader(dataset, config).load(
+    return loader_of(dataset, config).load(
         [
             list(range(first, min(first + size, behind)))
             for start, behind in slide_ranges(tiles).values()
@@ -294,6 +298,7 @@ def _dataset(config: Config, items: PatchItems, **options: Any) -> PatchDataset:
     return PatchDataset(items, tile_bytes=size, seed=config.seed, **options)
 
 
-def _loader(dataset: PatchDataset, config: Config) -> TileLoader:
+def loader_of(dataset: Images, config: Config) -> TileLoader:
+    """A loader of the dataset, with as many processes as the configuration says."""
     train = config.train
     return TileLoader(dataset, workers=train.loader_workers, pin_memory=pins_memory(train.device))

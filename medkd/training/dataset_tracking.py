@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from medkd.config import Config
 from medkd.tracking import connect, read_run_ids, store_errors, tracking_uri
@@ -20,15 +21,37 @@ DIGEST_TAG = "medkd.data_digest"
 _MLFLOW_DIGEST_LETTERS = 36
 
 
-def dataset_input(config: Config, table: TileTable) -> DatasetInput:
-    """The tiles with labels and roles as MLflow's dataset, in the context ``training``.
+def training_input(
+    source: Path, digest: str, schema: Mapping[str, Any], profile: Mapping[str, int]
+) -> DatasetInput:
+    """A dataset of MLflow's in the context ``training``.
 
-    Its profile has patients, slides and tiles of each role, its schema the classes and what a tile
-    is. Its source is slides.csv, which is named, not copied.
+    Args:
+        source: the table that it comes from, which is named, not copied.
+        digest: of all that it is.
+        schema: what it is.
+        profile: how much of it there is.
     """
     from mlflow.entities import Dataset, DatasetInput, InputTag
     from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
+    dataset = Dataset(
+        name=source.stem,
+        digest=digest[:_MLFLOW_DIGEST_LETTERS],
+        source_type="local",
+        source=json.dumps({"uri": str(source)}),
+        schema=json.dumps(schema),
+        profile=json.dumps(profile),
+    )
+    return DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, "training")])
+
+
+def dataset_input(config: Config, table: TileTable) -> DatasetInput:
+    """The tiles with labels and roles as MLflow's dataset.
+
+    Its profile has patients, slides and tiles of each role, its schema the classes and what a tile
+    is. Its source is slides.csv.
+    """
     profile: dict[str, int] = {}
     for role in ROLES:
         part = table.tiles[table.tiles["role"] == role]
@@ -44,16 +67,7 @@ def dataset_input(config: Config, table: TileTable) -> DatasetInput:
         "fold": config.split.fold,
         "synthetic": table.synthetic,
     }
-    source = config.data.slides.resolve()
-    dataset = Dataset(
-        name=source.stem,
-        digest=table.digest[:_MLFLOW_DIGEST_LETTERS],
-        source_type="local",
-        source=json.dumps({"uri": str(source)}),
-        schema=json.dumps(schema),
-        profile=json.dumps(profile),
-    )
-    return DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, "training")])
+    return training_input(config.data.slides.resolve(), table.digest, schema, profile)
 
 
 def log_dataset(client: MlflowClient, run_id: str, config: Config, table: TileTable) -> None:

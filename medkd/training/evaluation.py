@@ -1,4 +1,4 @@
-"""What a cohort says of tiles, and how good that is."""
+"""What a cohort says of images, and how good that is."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from medkd.distill.cohort import Cohort
 from medkd.distill.graph import Graph
+from medkd.distill.task import Task
 from medkd.progress import Advance
-from medkd.tasks.classification import tile_metrics
 from medkd.training.images import device_images
 
 ENSEMBLE = "ensemble"
@@ -24,7 +24,7 @@ def predict_tiles(
     batches: Iterable[dict[str, Tensor]],
     advance: Advance | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Probabilities of every node on every tile.
+    """Predictions of every node on every tile or image.
 
     Args:
         cohort: on the device of ``fabric``.
@@ -33,7 +33,8 @@ def predict_tiles(
         advance: told how many tiles each batch had.
 
     Returns:
-        Node name to float32 N x classes on the CPU, and the labels, int64 N.
+        Node name to what its task makes of logits, on the CPU: float32 N x classes, or N x anchors
+        x (classes + 4); and the labels, int64 N or float32 N x boxes x 5.
     """
     cohort.eval()
     device = fabric.device
@@ -44,7 +45,7 @@ def predict_tiles(
         with fabric.autocast():
             found = cohort(images).logits
         for name, logits in found.items():
-            collected.setdefault(name, []).append(torch.softmax(logits.float(), dim=1))
+            collected.setdefault(name, []).append(cohort.task.predictions(logits.float()))
         labels.append(batch["label"])
         if advance is not None:
             advance(len(images))
@@ -53,22 +54,20 @@ def predict_tiles(
 
 
 def evaluate(
-    probabilities: dict[str, Tensor], labels: Tensor, graph: Graph, positive: int
+    predictions: dict[str, Tensor], labels: Tensor, graph: Graph, task: Task
 ) -> dict[str, dict[str, float]]:
-    """Tile metrics of every node, and of what ships, called the ensemble.
+    """Metrics of every node, and of what ships, called the ensemble.
 
-    That is the mean probability of the deployed nodes, or the one among them with the least log
-    loss where the method says so.
+    That is the mean prediction of the deployed nodes, or the best one among them where the method
+    says so.
     """
-    metrics = {
-        name: tile_metrics(values, labels, positive) for name, values in probabilities.items()
-    }
+    metrics = {name: task.metrics(values, labels) for name, values in predictions.items()}
     if graph.chosen_by_validation:
-        return {**metrics, ENSEMBLE: metrics[best_deployed(metrics, graph)]}
-    shipped = torch.stack([probabilities[name] for name in graph.deployed]).mean(0)
-    return {**metrics, ENSEMBLE: tile_metrics(shipped, labels, positive)}
+        return {**metrics, ENSEMBLE: metrics[best_deployed(metrics, graph, task)]}
+    shipped = task.mean_prediction([predictions[name] for name in graph.deployed])
+    return {**metrics, ENSEMBLE: task.metrics(shipped, labels)}
 
 
-def best_deployed(metrics: Mapping[str, Mapping[str, float]], graph: Graph) -> str:
-    """The deployed node with the least log loss."""
-    return min(graph.deployed, key=lambda name: metrics[name]["log_loss"])
+def best_deployed(metrics: Mapping[str, Mapping[str, float]], graph: Graph, task: Task) -> str:
+    """The deployed node that is best by the task's criterion."""
+    return min(graph.deployed, key=lambda name: task.criterion.cost(metrics[name]))

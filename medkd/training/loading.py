@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, default_collate
 from torch.utils.data._utils import signal_handling
 
-from medkd.datasets.patches import PatchDataset
 from medkd.errors import MedkdError, TrainingError
 
 # So long a dying process may take to be seen dead: what it sent may be found broken before.
@@ -38,6 +37,13 @@ class Order(Sized, Iterable[Any], Protocol):
     """Items of a dataset in the order in which they are wanted."""
 
 
+class Images(Sized, Protocol):
+    """A dataset whose items are dictionaries of tensors."""
+
+    def __getitem__(self, draw: Any) -> Any:
+        """The item of an index, or of (epoch, index)."""
+
+
 class TileLoader:
     """Loads batches of a dataset, in processes that stay from one epoch to the next.
 
@@ -49,7 +55,7 @@ class TileLoader:
         pin_memory: for the way to a CUDA device.
     """
 
-    def __init__(self, dataset: PatchDataset, *, workers: int, pin_memory: bool) -> None:
+    def __init__(self, dataset: Images, *, workers: int, pin_memory: bool) -> None:
         self._order = _Replaceable()
         self._processes: list[BaseProcess] = []
         self._loader: DataLoader[Any] = DataLoader(
@@ -156,7 +162,7 @@ class _Replaceable:
 class _Telling(Dataset[Any]):
     """Items of a dataset; an error comes as a value, as torch would hand on its text alone."""
 
-    def __init__(self, dataset: PatchDataset) -> None:
+    def __init__(self, dataset: Images) -> None:
         self._dataset = dataset
 
     def __getitems__(self, wanted: list[Any]) -> list[Any] | MedkdError:

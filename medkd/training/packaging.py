@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import torch
@@ -10,31 +9,23 @@ import torch
 from medkd import __version__
 from medkd.config import Config
 from medkd.datasets.stain import StainReference, recorded
-from medkd.distill.cohort import Cohort
-from medkd.distill.graph import Graph
 from medkd.inference.package import write_package
 from medkd.networks.zoo import count_parameters
 from medkd.training.cohorts import node_record
 from medkd.training.data import ROLES, TileTable
 from medkd.training.export import embedding_size, export_onnx, export_safetensors
+from medkd.training.training_set import Shipped
 
 
 def write_model_package(
-    config: Config,
-    graph: Graph,
-    table: TileTable,
-    stain: StainReference | None,
-    cohort: Cohort,
-    *,
-    deployed: Sequence[str],
-    best_epoch: int,
-    run_id: str,
+    config: Config, table: TileTable, stain: StainReference | None, shipped: Shipped
 ) -> None:
     """Write ``<run>/model`` with the deployed nodes as they are now, without operating point."""
+    graph = shipped.graph
     files: dict[str, bytes] = {}
     students = []
-    for name in deployed:
-        network = cohort.alone(name)
+    for name in shipped.deployed:
+        network = shipped.cohort.alone(name)
         paths = {kind: f"students/{name}.{kind}" for kind in ("onnx", "safetensors")}
         files[paths["onnx"]] = export_onnx(network, config.tile.size_px)
         files[paths["safetensors"]] = export_safetensors(network)
@@ -68,13 +59,13 @@ def write_model_package(
             "gates": config.infer.model_dump(mode="json"),
             "slide_level": config.slide_level.model_dump(mode="json"),
             "provenance": {
-                "run_id": run_id,
+                "run_id": shipped.run_id,
                 "experiment": config.mlflow.experiment,
                 "run_name": config.run_name,
                 "method": graph.method,
                 "seed": config.seed,
                 "epochs": config.train.epochs,
-                "best_epoch": best_epoch,
+                "best_epoch": shipped.best_epoch,
                 "data_digest": table.digest,
                 "patients": {r: int(by_role[r]["patient_id"].nunique()) for r in ROLES},
                 "tiles": {r: len(by_role[r]) for r in ROLES},

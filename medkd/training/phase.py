@@ -12,20 +12,13 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from medkd.config import Config, TrainConfig
-from medkd.datasets.stain import StainReference
 from medkd.distill.cohort import Cohort
 from medkd.distill.graph import Graph
 from medkd.errors import TrainingError
 from medkd.progress import progress
 from medkd.training import checkpoint
 from medkd.training.cohorts import learning_rates
-from medkd.training.data import (
-    TileTable,
-    epoch_batches,
-    evaluation_batches,
-    evaluation_order,
-    training_loader,
-)
+from medkd.training.data import epoch_batches, evaluation_order
 from medkd.training.devices import Ranks, same_buffers
 from medkd.training.engine import Engine, set_up
 from medkd.training.evaluation import ENSEMBLE, evaluate, predict_tiles
@@ -33,6 +26,7 @@ from medkd.training.interruption import deferred_stop
 from medkd.training.loop import EpochCourse, train_epoch
 from medkd.training.rho import measure_rho
 from medkd.training.run_tracking import CohortTracker
+from medkd.training.training_set import TrainingSet
 from medkd.training.watch import Watch
 
 
@@ -43,8 +37,7 @@ class Phase:
     Attributes:
         config: of the run.
         graph: of this phase.
-        table: all tiles with their roles.
-        stain: that tiles are normalised to; None: they are not.
+        data: all images with their roles.
         cohort: the networks.
         identity: of the run; a checkpoint of another run is refused.
         tracker: told of each epoch; None: someone else tells.
@@ -55,8 +48,7 @@ class Phase:
 
     config: Config
     graph: Graph
-    table: TileTable
-    stain: StainReference | None
+    data: TrainingSet
     cohort: Cohort
     identity: str
     tracker: CohortTracker | None
@@ -92,10 +84,7 @@ def train_phase(phase: Phase) -> checkpoint.Progress:
     """
     config, graph, cohort, settings = phase.config, phase.graph, phase.cohort, phase.settings
     ranks = phase.ranks
-    tiles = phase.table.tiles
-    training = tiles[tiles["role"] == "train"].reset_index(drop=True)
-    held_out = tiles[tiles["role"] == "validation"].reset_index(drop=True)
-    loader, sampler = training_loader(config, training, views=graph.views, stain=phase.stain)
+    loader, sampler = phase.data.training_loader(graph.views)
     steps = len(epoch_batches(loader, sampler, config, 0, ranks=ranks))
     engine = set_up(
         cohort,
@@ -112,7 +101,8 @@ def train_phase(phase: Phase) -> checkpoint.Progress:
     if state is not None:
         engine.load_state(state)
         course = EpochCourse(done.steps_done, state["sums"], state["dead"])
-    validation = evaluation_batches(config, held_out, cache=True, ranks=ranks, stain=phase.stain)
+    validation = phase.data.validation_batches(ranks)
+    criterion = cohort.task.criterion
     label = f"{phase.first} first" if phase.first else "training"
     before = steps * done.epochs_done + done.steps_done
     with (
@@ -139,9 +129,9 @@ def train_phase(phase: Phase) -> checkpoint.Progress:
             done.curves += rows
             done.epochs_done = epoch + 1
             course = EpochCourse()
-            log_loss = metrics[ENSEMBLE]["log_loss"]
-            if log_loss < done.best_log_loss:
-                done.best_log_loss, done.best_epoch = log_loss, epoch + 1
+            cost = criterion.cost(metrics[ENSEMBLE])
+            if cost < done.best_cost:
+                done.best_cost, done.best_epoch = cost, epoch + 1
                 if ranks.is_first:
                     checkpoint.save_networks(
                         checkpoint.epoch_folder(phase.checkpoints, epoch + 1),
@@ -152,12 +142,12 @@ def train_phase(phase: Phase) -> checkpoint.Progress:
                 checkpoint.keep_only(phase.checkpoints, done.best_epoch)
             if phase.tracker is not None:
                 phase.tracker.log_epoch(epoch + 1, rows)
-            watch.validated(epoch + 1, log_loss)
+            watch.validated(epoch + 1, metrics[ENSEMBLE][criterion.metric])
             request.stop(*ranks.largest([request.signal_number or 0]))
     ranks.wait()
     if not done.best_epoch:
         raise TrainingError(
-            "no epoch gave finite probabilities on the validation tiles",
+            "no epoch gave finite predictions on the validation images",
             where=config.run_folder,
             remedy="Lower train.learning_rate or lengthen train.warmup_epochs, and begin anew with "
             "--restart.",
@@ -171,7 +161,7 @@ def _measure_rho(phase: Phase, engine: Engine, done: checkpoint.Progress) -> Non
     if phase.first or engine.ranks.count > 1 or not settings.rho_steps:
         return
     tiles = settings.batch_size // settings.accumulate
-    done.rho = measure_rho(engine, tiles, phase.config.tile.size_px, settings.rho_steps)
+    done.rho = measure_rho(engine, tiles, phase.data.image_px, settings.rho_steps)
     if phase.tracker is not None:
         phase.tracker.log_rho(done.rho)
 
@@ -190,20 +180,19 @@ def _validated(
     watch: Watch,
     course: EpochCourse,
 ) -> dict[str, dict[str, float]]:
-    """Metrics on the validation tiles, of which each process predicts its share of batches."""
+    """Metrics on the validation images, of which each process predicts its share of batches."""
     same_buffers(engine.shown, engine.ranks)
     check = watch.between(course)
     parts = engine.ranks.gathered(predict_tiles(engine.shown, engine.fabric, batches, check))
-    # In the order of the tiles again, so that sums round as those of one process do.
+    # In their order again, so that sums round as those of one process do.
     labels = torch.cat([labels for _, labels in parts])
     places = evaluation_order(len(labels), config, engine.ranks.count)
-    probabilities = {
+    predictions = {
         name: torch.cat([values[name] for values, _ in parts if values])[places]
         for name in parts[0][0]
     }
     labels = labels[places]
-    positive = config.data.classes.index(config.data.positive)
-    return evaluate(probabilities, labels, graph, positive)
+    return evaluate(predictions, labels, graph, engine.shown.task)
 
 
 def _curve_rows(

@@ -29,7 +29,9 @@ def measure_rho(engine: Engine, tiles: int, side_px: int, steps: int) -> float:
     one_view = torch.rand(tiles, 3, side_px, side_px).to(fabric.device, memory_format=layout)
     views = cohort.graph.views
     images = one_view if views == 1 else torch.stack([one_view] * views)
-    labels = torch.arange(tiles, device=fabric.device) % 2
+    task = cohort.task
+    labels = task.example_labels(tiles, fabric.device)
+    targets = task.targets(labels)
 
     def joint() -> None:
         with fabric.autocast():
@@ -42,7 +44,7 @@ def measure_rho(engine: Engine, tiles: int, side_px: int, steps: int) -> float:
         def step() -> None:
             with fabric.autocast():
                 logits = network(one_view)
-            fabric.backward(cohort.task.supervised_loss(logits.float(), labels))
+            fabric.backward(task.supervised_loss(logits.float(), targets))
 
         return step
 

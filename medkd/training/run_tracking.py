@@ -27,9 +27,9 @@ from medkd.tracking import (
     write_run_ids,
 )
 from medkd.training.cohorts import node_record
-from medkd.training.data import TileTable
-from medkd.training.dataset_tracking import DIGEST_TAG, log_dataset
+from medkd.training.dataset_tracking import DIGEST_TAG
 from medkd.training.evaluation import ENSEMBLE
+from medkd.training.training_set import TrainingSet
 
 PARENT = "parent"
 
@@ -45,11 +45,11 @@ class CohortTracker:
         OutputError: the run's folder cannot be written.
     """
 
-    def __init__(self, config: Config, graph: Graph, cohort: Cohort, table: TileTable) -> None:
+    def __init__(self, config: Config, graph: Graph, cohort: Cohort, data: TrainingSet) -> None:
         self._config = config
         folder, uri = config.run_folder, tracking_uri(config)
         known = read_run_ids(folder, uri)
-        run_ids = _open_runs(config, graph, table, known)
+        run_ids = _open_runs(config, graph, data, known)
         self._sender = open_sender(config)
         self._parent = TrackedRun(run_ids[PARENT], self._sender)
         self._nested = {
@@ -61,7 +61,7 @@ class CohortTracker:
                 run.set_status("RUNNING")
             new = {name for name, run_id in run_ids.items() if known.get(name) != run_id}
             if PARENT in new:
-                self._log_experiment(config, table)
+                self._log_experiment(config, data)
             for node in graph.nodes:
                 if node.name in new:
                     self._log_network(
@@ -81,15 +81,10 @@ class CohortTracker:
         """Id of the parent run."""
         return self._parent.run_id
 
-    def _log_experiment(self, config: Config, table: TileTable) -> None:
+    def _log_experiment(self, config: Config, data: TrainingSet) -> None:
         content = config.resolved()
-        tiles = table.tiles
-        counts = {
-            f"{role}.{unit}": int(part[column].nunique()) if column else len(part)
-            for role, part in tiles.groupby("role")
-            for unit, column in (("patients", "patient_id"), ("slides", "slide_id"), ("tiles", ""))
-        }
-        self._parent.log_params({**flatten(content), **flatten({"data_counts": counts})})
+        counts = {"data_counts": dict(data.counts())}
+        self._parent.log_params({**flatten(content), **flatten(counts)})
         for name in ("config.yaml", "method.yaml", "method.svg", "method.png"):
             self._parent.log_file(config.run_folder / name)
         self._parent.log_file(config.splits_file)
@@ -129,7 +124,7 @@ class CohortTracker:
         self._parent.log_metrics({"rho": rho}, 0)
 
     def log_result(self, best_epoch: int, best: Mapping[str, Mapping[str, float]]) -> None:
-        """Log what the chosen epoch reached on validation tiles, and the networks' weights."""
+        """Log what the chosen epoch reached on validation images, and the networks' weights."""
         self._parent.log_metrics({"best_epoch": best_epoch}, best_epoch)
         for name, values in best.items():
             metrics = {f"best/{metric}": value for metric, value in values.items()}
@@ -182,7 +177,7 @@ class CohortTracker:
 
 
 def _open_runs(
-    config: Config, graph: Graph, table: TileTable, known: Mapping[str, str]
+    config: Config, graph: Graph, data: TrainingSet, known: Mapping[str, str]
 ) -> dict[str, str]:
     """Ids of the parent run and of each network's: those ``known``, or of new runs."""
     names = [PARENT, *(node.name for node in graph.nodes)]
@@ -190,8 +185,8 @@ def _open_runs(
     tags = {
         "medkd.version": __version__,
         "medkd.method": graph.method,
-        DIGEST_TAG: table.digest,
-        "medkd.synthetic": str(table.synthetic).lower(),
+        DIGEST_TAG: data.digest,
+        "medkd.synthetic": str(data.synthetic).lower(),
         "medkd.research_use_only": "true",
         "medkd.allowed_leakage": ", ".join(config.data.allow_leakage) or "none",
         **source,
@@ -205,7 +200,7 @@ def _open_runs(
                     client, experiment, config.run_name, run_id=known.get(PARENT), tags=tags
                 )
             }
-            log_dataset(client, run_ids[PARENT], config, table)
+            client.log_inputs(run_ids[PARENT], [data.mlflow_dataset()])
             for node in graph.nodes:
                 run_ids[node.name] = open_run(
                     client,

@@ -11,9 +11,6 @@ import yaml
 
 from medkd import __version__
 from medkd.config import Config
-from medkd.datasets.leakage import check_leakage
-from medkd.datasets.stain import StainReference, recorded
-from medkd.datasets.stain_reference import stain_reference
 from medkd.datasets.tables import SlideRow
 from medkd.distill.drawing import write_drawing
 from medkd.distill.graph import expand
@@ -23,12 +20,12 @@ from medkd.files import atomic_path, make_folder, sha256_of_file, sha256_of_json
 from medkd.networks.zoo import count_parameters
 from medkd.training import checkpoint
 from medkd.training.cohorts import build_cohort, node_record, trained_first, weight_files
-from medkd.training.data import TileTable, load_tile_table
 from medkd.training.devices import make_fabric, peers_expected
 from medkd.training.evaluation import best_deployed
-from medkd.training.packaging import write_model_package
 from medkd.training.phase import Phase, train_phase
 from medkd.training.run_tracking import CohortTracker
+from medkd.training.tile_set import load_tile_set
+from medkd.training.training_set import Shipped, TrainingSet
 
 
 @dataclass(frozen=True)
@@ -48,9 +45,7 @@ class TrainResult:
     mlflow_run_id: str
 
 
-def run_identity(
-    config: Config, method: Method, table: TileTable, stain: StainReference | None = None
-) -> str:
+def run_identity(config: Config, method: Method, data: TrainingSet) -> str:
     """A digest of all that decides what a run computes; a resume compares it."""
     # Where and in how many parts it is computed may change on the way.
     left_out = {
@@ -66,9 +61,7 @@ def run_identity(
     }
     train = config.train.model_dump(mode="json", exclude=left_out)
     weights = [sha256_of_file(path) for path in weight_files(config)]
-    decided = [train, config.seed, method.text, table.digest, weights]
-    if stain is not None:
-        decided.append(recorded(stain))
+    decided = [train, config.seed, method.text, data.digest, weights, *data.decided]
     return sha256_of_json(decided)
 
 
@@ -83,7 +76,7 @@ def run_train_stage(
 
     Args:
         config: the experiment.
-        rows: of slides.csv.
+        rows: of slides.csv; of a detection there are none.
         restart: forget what an earlier run of this name did.
         needs_checkpoint: refuse to begin anew.
 
@@ -95,10 +88,9 @@ def run_train_stage(
     method = load_method(config.train.method)
     graph = expand(method, len(config.train.students))
     fabric, ranks = make_fabric(config.train)
-    table = load_tile_table(config, rows)
-    stain = stain_reference(config, table.tiles)
+    data = load_training_set(config, rows)
     cohort = build_cohort(config, graph)
-    identity = run_identity(config, method, table, stain)
+    identity = run_identity(config, method, data)
     folder = make_folder(config.run_folder)
     if restart and ranks.is_first:
         checkpoint.forget(folder)
@@ -112,10 +104,10 @@ def run_train_stage(
         )
     tracker = None
     if ranks.is_first:
-        check_leakage(config, rows, table.tiles, weight_files(config))
+        data.check()
         write_settings(config, method)
-        tracker = CohortTracker(config, graph, cohort, table)
-    phase = Phase(config, graph, table, stain, cohort, identity, tracker, fabric, ranks)
+        tracker = CohortTracker(config, graph, cohort, data)
+    phase = Phase(config, graph, data, cohort, identity, tracker, fabric, ranks)
     try:
         with peers_expected(ranks):
             before = [_train_first(phase, node.name) for node in trained_first(config, graph)]
@@ -131,6 +123,15 @@ def run_train_stage(
     if tracker is not None:
         tracker.finish("FINISHED")
     return result
+
+
+def load_training_set(config: Config, rows: Sequence[SlideRow]) -> TrainingSet:
+    """The data of the configured task."""
+    if config.task == "detection":
+        from medkd.training.box_set import load_box_set
+
+        return load_box_set(config)
+    return load_tile_set(config, rows)
 
 
 def write_settings(config: Config, method: Method) -> None:
@@ -185,25 +186,18 @@ def _write_results(
     result: TrainResult,
 ) -> None:
     """The networks, the curves, the model package, and that the run is finished."""
-    config, graph, table, cohort = phase.config, phase.graph, phase.table, phase.cohort
+    config, graph, data, cohort = phase.config, phase.graph, phase.data, phase.cohort
     folder = config.run_folder
     checkpoint.save_networks(folder / "networks", cohort.own_modules())
     curves = [row for earlier in (*before, done) for row in earlier.curves]
     with atomic_path(folder / "curves.csv") as path:
         pd.DataFrame(curves).to_csv(path, index=False)
     deployed = (
-        (best_deployed(result.best, graph),) if graph.chosen_by_validation else graph.deployed
+        (best_deployed(result.best, graph, cohort.task),)
+        if graph.chosen_by_validation
+        else graph.deployed
     )
-    write_model_package(
-        config,
-        graph,
-        table,
-        phase.stain,
-        cohort,
-        deployed=deployed,
-        best_epoch=done.best_epoch,
-        run_id=result.mlflow_run_id,
-    )
+    data.write_package(Shipped(graph, cohort, deployed, done.best_epoch, result.mlflow_run_id))
     checkpoint.write_completion(
         folder,
         {
@@ -221,9 +215,9 @@ def _write_results(
             "epochs": done.epochs_done,
             "best_epoch": done.best_epoch,
             "validation": result.best,
-            "data_digest": table.digest,
-            "stain": recorded(phase.stain),
-            "synthetic": table.synthetic,
+            "data_digest": data.digest,
+            **data.described,
+            "synthetic": data.synthetic,
             "seconds": round(result.seconds, 1),
             "rho": None if done.rho is None else round(done.rho, 3),
         },

@@ -96,9 +96,10 @@ class Watch:
             )
         self._saved = time.monotonic()
 
-    def validated(self, epoch: int, log_loss: float) -> None:
-        """Show what the epoch, from 1, came to."""
-        self._validation = f"epoch {epoch}: validation log loss {log_loss:.3f}"
+    def validated(self, epoch: int, reached: float) -> None:
+        """Show what the epoch, from 1, came to by the task's criterion."""
+        label = self._engine.cohort.task.criterion.label
+        self._validation = f"epoch {epoch}: validation {label} {reached:.3f}"
         self._show()
 
     def _show(self) -> None:
@@ -116,7 +117,7 @@ class Watch:
             networks.setdefault(node, {})[name] = value
             losses[node] = losses.get(node, 0.0) + value
         told = " ".join(f"{node} {value:.3g}" for node, value in losses.items())
-        self._lately = f"{figures['images_per_s']:.0f} tiles/s, loss {told}"
+        self._lately = f"{figures['images_per_s']:.0f} images/s, loss {told}"
         self._show()
         if self._phase.tracker is not None:
             for group in self._engine.optimizer.param_groups:

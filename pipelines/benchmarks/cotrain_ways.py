@@ -40,6 +40,7 @@ from medkd.training.optimization import parameter_groups
 from medkd.training.phase import Phase
 from medkd.training.recompute import recompute_stages
 from medkd.training.run_tracking import CohortTracker
+from medkd.training.tile_set import TileSet
 from medkd.training.train_stage import write_settings
 from medkd.training.watch import Watch
 
@@ -259,13 +260,13 @@ def _watch(config: Config, engine: Engine, closing: ExitStack, epoch_steps: int)
     config.splits_file.write_bytes(b"")
     tiles = pd.DataFrame({"role": ["train"], "patient_id": ["noise"], "slide_id": ["noise"]})
     table = TileTable(tiles, digest="noise", synthetic=True)
-    tracker = CohortTracker(config, graph, engine.cohort, table)
+    data = TileSet(config, (), table)
+    tracker = CohortTracker(config, graph, engine.cohort, data)
     closing.callback(tracker.finish, "FINISHED")
     phase = Phase(
         config=config,
         graph=graph,
-        table=table,
-        stain=None,
+        data=data,
         cohort=engine.cohort,
         identity="noise",
         tracker=tracker,

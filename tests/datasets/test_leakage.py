@@ -155,6 +155,7 @@ def test_mlflow_has_the_report_and_what_was_allowed(cohort: Cohort) -> None:
     from medkd.tracking import tracking_uri
     from medkd.training.cohorts import build_cohort
     from medkd.training.run_tracking import CohortTracker
+    from medkd.training.tile_set import load_tile_set
     from medkd.training.train_stage import write_settings
 
     kinds = "duplicate_tiles, shared_slides"
@@ -163,8 +164,8 @@ def test_mlflow_has_the_report_and_what_was_allowed(cohort: Cohort) -> None:
     method = load_method("independent")
     write_settings(config, method)
     graph = expand(method, 2)
-    table = load_tile_table(config, cohort.rows)
-    tracker = CohortTracker(config, graph, build_cohort(config, graph), table)
+    data = load_tile_set(config, cohort.rows)
+    tracker = CohortTracker(config, graph, build_cohort(config, graph), data)
     tracker.finish("FINISHED")
     client = MlflowClient(tracking_uri=tracking_uri(config))
     assert client.get_run(tracker.run_id).data.tags["medkd.allowed_leakage"] == kinds

@@ -250,7 +250,8 @@ def test_links_know_the_anchors() -> None:
     target, learner = random_logits(2), random_logits(2, seed=1)
     targets = TASK.targets(random_labels(2, 1, seed=4))
     losses = TASK.link_losses
-    assert losses.keys() == DETECTION_LOSSES.keys()
+    of_features = {"attention", "similarity", "feature_mse", "contrastive"}
+    assert losses.keys() == DETECTION_LOSSES.keys() | of_features
     class_kl = losses["class_kl"].compute(target, learner, targets=targets, temperature=4.0)
     box = losses["box"].compute(target, learner)
     both = losses["kl"].compute(target, learner, targets=targets, temperature=4.0)

@@ -175,7 +175,7 @@ def test_a_network_that_breaks_leaves_the_others_unharmed(
     with pytest.raises(TrainingError, match=r"\(student_1\)"):
         run_train_stage(stopped, cohort.rows)
     on = cohort.variant("train.epochs=1", "train.non_finite=continue", "train.name=on")
-    with pytest.raises(TrainingError, match="no epoch gave finite probabilities"):
+    with pytest.raises(TrainingError, match="no epoch gave finite predictions"):
         run_train_stage(on, cohort.rows)
     assert "student_1 gave numbers that are not finite in" in capsys.readouterr().err
 

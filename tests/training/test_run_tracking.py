@@ -15,8 +15,8 @@ from medkd.errors import TrackingError
 from medkd.files import make_folder
 from medkd.tracking import OUTBOX_FILE, open_run, read_run_ids, tracking_uri
 from medkd.training.cohorts import build_cohort
-from medkd.training.data import load_tile_table
 from medkd.training.run_tracking import CohortTracker
+from medkd.training.tile_set import load_tile_set
 from tests.conftest import Cohort
 
 
@@ -25,8 +25,8 @@ def track(config: Config, cohort: Cohort) -> CohortTracker:
     folder = make_folder(config.run_folder)
     for name in ("config.yaml", "method.yaml", "method.svg", "method.png"):
         (folder / name).write_text("")
-    table = load_tile_table(config, cohort.rows)
-    return CohortTracker(config, graph, build_cohort(config, graph), table)
+    data = load_tile_set(config, cohort.rows)
+    return CohortTracker(config, graph, build_cohort(config, graph), data)
 
 
 def reader(config: Config) -> tuple[MlflowClient, dict[str, str], Callable[[str], dict]]:
