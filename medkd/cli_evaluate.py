@@ -30,7 +30,7 @@ def evaluate(
         typer.Option("--out", help="Folder for the report; 'evaluation' in the run's folder."),
     ] = None,
 ) -> None:
-    """Evaluate a run on its test patients or images: a page and a JSON; of slides a TRIPOD+AI list."""
+    """Evaluate a run on its test patients or images: one page, one JSON; of slides, TRIPOD+AI."""
     settings = load_settings(config, assignments)
     of_task = {"classification": _slides, "detection": _boxes}[settings.task]
     for line in of_task(settings, tuple(against or ()), out):
@@ -61,10 +61,10 @@ def _boxes(settings: Config, against: tuple[str, ...], out: Path | None) -> tupl
             "model",
             "AP50",
             "AP",
-            "recall at 1 FP per image",
+            "recall at 1 FP",
             "sensitivity",
-            "FP per image without a box",
-            "AP50 of what ships, minus",
+            "FP per empty image",
+            "difference",
             "p",
         ),
         result.model_rows,

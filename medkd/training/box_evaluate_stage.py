@@ -15,6 +15,7 @@ import numpy as np
 import medkd
 from medkd.config import Config
 from medkd.files import make_folder, write_bytes, write_json, write_text
+from medkd.inference.detector_package import DetectorPackage, load_detector_package
 from medkd.slide_level.evaluation_page import p_value
 from medkd.slide_level.statistics import Estimate
 from medkd.tracking import TrackedRun, tracked_runs
@@ -26,7 +27,7 @@ from medkd.training.box_evaluation import (
     comparison_record,
     evaluated,
     model_record,
-    shipped_form,
+    shipped_model,
 )
 from medkd.training.box_evaluation_page import box_evaluation_page
 from medkd.training.box_examples import above, as_image_file, choose_examples, draw_example
@@ -75,18 +76,22 @@ def run_box_evaluation(
         StageError: the run is not finished, what it was made from has changed, or another run was
             not evaluated, or on other images.
         TrainingError: weights are missing, or an image cannot be read.
+        ModelPackageError: the run's package is missing, or was changed.
         TrackingError: MLflow does not answer.
         OutputError: the files cannot be written.
     """
     others = [other_run(name, config) for name in dict.fromkeys(against)]
     run = load_finished_run(config)
+    package = load_detector_package(config.model_folder)
     found = predict_boxes(config, run)
     test, classes = found["test"], config.detection.classes
     for name, other in others:
         check_same_images(name, other, test, classes)
-    shipped = shipped_form(config.detection.ensemble, run.deployed, found["validation"], classes)
+    # The threshold of what ships was frozen when it was packed.
+    shipped = shipped_model(package.manifest.ensemble.kind, run.deployed)
+    frozen = {shipped: package.manifest.threshold}
     models = {
-        name: evaluated(name, found["validation"], test, classes)
+        name: evaluated(name, found["validation"], test, classes, threshold=frozen.get(name))
         for name in _in_order(test.found, shipped, run)
     }
     folder = make_folder(out or config.run_folder / FOLDER)
@@ -96,7 +101,7 @@ def run_box_evaluation(
     examples, pictures = _write_examples(folder, models[shipped], test, classes)
     with tracked_runs(config) as runs:
         report = {
-            **_about(config, run, shipped, found, runs["parent"].run_id),
+            **_about(config, run, package, found, runs["parent"].run_id),
             **_figures(config, run, models, shipped, found, others),
             "examples": examples,
         }
@@ -118,11 +123,11 @@ def _in_order(found: Mapping[str, Any], shipped: str, run: FinishedRun) -> list[
 def _about(
     config: Config,
     run: FinishedRun,
-    shipped: str,
+    package: DetectorPackage,
     found: Mapping[str, FoundBoxes],
     mlflow_run_id: str,
 ) -> dict[str, Any]:
-    settings = config.detection
+    settings, manifest = config.detection, package.manifest
     return {
         "schema_version": SCHEMA_VERSION,
         "research_use_only": True,
@@ -142,6 +147,14 @@ def _about(
             "data_digest": run.data.digest,
             "weights": dict(run.weights),
         },
+        "model": {
+            "name": manifest.name,
+            "version": manifest.version,
+            "created": manifest.created,
+            "sha256": package.sha256,
+            "ensemble": manifest.ensemble.model_dump(mode="json"),
+            "threshold": manifest.threshold,
+        },
         "classes": list(settings.classes),
         "settings": {
             "confidence": config.slide_level.confidence,
@@ -150,7 +163,7 @@ def _about(
             **settings.model_dump(mode="json", exclude={"boxes", "classes"}),
         },
         "images": {role: _counts(images) for role, images in found.items()},
-        "shipped": shipped,
+        "shipped": shipped_model(manifest.ensemble.kind, run.deployed),
         "deployed": list(run.deployed),
     }
 

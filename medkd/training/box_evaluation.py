@@ -44,43 +44,37 @@ class Evaluated:
 
 
 def evaluated(
-    name: str, validation: FoundBoxes, test: FoundBoxes, classes: Sequence[str]
+    name: str,
+    validation: FoundBoxes,
+    test: FoundBoxes,
+    classes: Sequence[str],
+    *,
+    threshold: float | None = None,
 ) -> Evaluated:
-    """A model, its threshold of the best F1 on validation images.
+    """A model on the test images.
+
+    Args:
+        name: of the model.
+        validation: what was found in validation images.
+        test: in test images.
+        classes: their names.
+        threshold: that it has already; by default the one with the best F1 on validation images.
 
     Raises:
         ValueError: no validation image has a box.
     """
-    threshold = best_threshold(match(validation.found[name], validation.truth, classes))
+    if threshold is None:
+        threshold = best_threshold(match(validation.found[name], validation.truth, classes))
     if threshold is None:
         raise ValueError("no validation image has a box, and no threshold can be chosen")
     return Evaluated(name, threshold, match(test.found[name], test.truth, classes))
 
 
-def shipped_form(
-    chosen: Literal["auto", "dense", "boxes"],
-    deployed: Sequence[str],
-    validation: FoundBoxes,
-    classes: Sequence[str],
-) -> str:
-    """The model that ships: the one network that does, or a form of the ensemble of several.
-
-    Args:
-        chosen: ``detection.ensemble``; auto: the form with the higher AP50 on validation images,
-            the dense one where both have the same.
-        deployed: names of the networks that ship.
-        validation: what was found in validation images.
-        classes: their names.
-    """
+def shipped_model(kind: Literal["dense", "boxes"], deployed: Sequence[str]) -> str:
+    """The model that ships: a form of the ensemble, or the one network that does."""
     if len(deployed) == 1:
         return deployed[0]
-    if chosen != "auto":
-        return {"dense": DENSE, "boxes": BOXES}[chosen]
-    reached = [
-        metrics(validation.found[form], validation.truth, classes)["ap50"]
-        for form in (DENSE, BOXES)
-    ]
-    return BOXES if reached[1] > reached[0] else DENSE
+    return {"dense": DENSE, "boxes": BOXES}[kind]
 
 
 def model_record(
@@ -177,3 +171,8 @@ def compared_pairs(
     networks = [name for role in ("student", "teacher") for name in roles if roles[name] == role]
     pairs = [(shipped, name) for name in networks if name != shipped]
     return [*pairs, (DENSE, BOXES)] if forms else pairs
+
+
+def in_words(name: str) -> str:
+    """A model's name as a reader has it: ``ensemble_dense`` becomes ``ensemble, dense``."""
+    return name.replace("ensemble_", "ensemble, ").replace("_", " ")

@@ -8,6 +8,7 @@ from typing import Any
 
 from medkd.pages import page_template
 from medkd.slide_level.evaluation_page import estimate_html, p_value
+from medkd.training.box_evaluation import in_words
 from medkd.training.box_evaluation_plots import box_evaluation_drawings
 from medkd.training.box_examples import FOUND_COLOUR, TRUE_COLOUR
 
@@ -47,7 +48,7 @@ def box_evaluation_page(report: Mapping[str, Any], pictures: Sequence[bytes]) ->
     return page_template(
         "medkd.training",
         "box_evaluation.html.j2",
-        {"estimate": estimate_html, "p_value": p_value},
+        {"estimate": estimate_html, "p_value": p_value, "words": in_words},
     ).render(
         r=report,
         drawings=drawings,

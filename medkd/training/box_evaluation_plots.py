@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from medkd.slide_level.plot_style import COLOURS, as_svg, axes_of
+from medkd.training.box_evaluation import in_words
 
 _SIZE = (4.8, 4.2)
 _SHIPPED, _POINT = COLOURS[0], COLOURS[5]
@@ -35,8 +36,9 @@ def _styled(report: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], dict
     for number, model in reversed(list(enumerate(others))):
         colour = _OTHERS[number % len(_OTHERS)]
         line = _LINES[number // len(_OTHERS) % len(_LINES)]
-        yield model, {"color": colour, "linestyle": line, "linewidth": 1.2, "label": model["name"]}
-    label = f"{shipped['name']} (ships)"
+        label = in_words(model["name"])
+        yield model, {"color": colour, "linestyle": line, "linewidth": 1.2, "label": label}
+    label = f"{in_words(shipped['name'])} (ships)"
     yield shipped, {"color": _SHIPPED, "linewidth": 2.4, "label": label}
 
 
@@ -70,7 +72,7 @@ def _froc(report: Mapping[str, Any]) -> Figure:
         xlim=(0, edge),
         ylim=(0, 1.02),
     )
-    _legend(axes, "lower right")
+    _legend(axes)
     return figure
 
 
@@ -89,7 +91,7 @@ def _precision_recall(report: Mapping[str, Any]) -> Figure:
         xlim=(0, 1.0),
         ylim=(0, 1.02),
     )
-    _legend(axes, "lower left")
+    _legend(axes)
     return figure
 
 
@@ -103,8 +105,8 @@ def _dot() -> dict[str, Any]:
     }
 
 
-def _legend(axes: Any, place: str) -> None:
+def _legend(axes: Any) -> None:
     handles, labels = axes.get_legend_handles_labels()
     # In the order of the table: what ships, the others, the point.
     order = [*range(len(handles) - 2, -1, -1), len(handles) - 1]
-    axes.legend([handles[n] for n in order], [labels[n] for n in order], loc=place, fontsize=8)
+    axes.legend([handles[n] for n in order], [labels[n] for n in order], loc="best", fontsize=8)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -21,7 +23,6 @@ _LONGER_SIDE_PX = 480
 _LEGEND_PX = 26
 _LEAST_IOU = 0.5
 _MOST = 6
-_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,8 @@ def draw_example(
     sheet = Image.new("RGB", (size[0], size[1] + _LEGEND_PX), "white")
     sheet.paste(pixels.resize(size, Image.Resampling.BICUBIC))
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(14)
+    # It has most of the world's letters, and is wherever medkd is.
+    font = ImageFont.truetype(Path(mpl.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 13)
 
     def told(number: int) -> str:
         return f"{classes[number]} " if len(classes) > 1 else ""
@@ -163,7 +165,7 @@ def draw_example(
     return sheet
 
 
-def _legend(draw: ImageDraw.ImageDraw, size: tuple[int, int], font: _Font) -> None:
+def _legend(draw: ImageDraw.ImageDraw, size: tuple[int, int], font: ImageFont.FreeTypeFont) -> None:
     middle = size[1] + _LEGEND_PX // 2
     left = 8
     for colour, text, dash in ((TRUE_COLOUR, "true", 0), (FOUND_COLOUR, "found, score", 10)):
@@ -216,7 +218,7 @@ def _tag(
     text: str,
     corner: tuple[float, float],
     colour: str,
-    font: _Font,
+    font: ImageFont.FreeTypeFont,
     size: tuple[int, int],
 ) -> None:
     wide = draw.textlength(text, font=font) + 8
