@@ -98,10 +98,12 @@ def infer(
         raise typer.Exit(1)
 
 
-def _refuse(options: Mapping[str, object], why: str) -> None:
+def _refuse(
+    options: Mapping[str, object], why: str, remedy: str = "Leave it out, or name another model."
+) -> None:
     for name, value in options.items():
         if value is not None:
-            raise ConfigError(why, where=name, remedy="Leave it out, or name another model.")
+            raise ConfigError(why, where=name, remedy=remedy)
 
 
 def _logged(log: Path | None) -> contextlib.AbstractContextManager[None]:
@@ -185,7 +187,9 @@ def _find_boxes(
     package = load_detector_package(model)
     found = find_images(inputs)
     if not any(file.is_video for file in found.files):
-        _refuse({"--every": every, "--fps": fps}, "is for videos, and there is none")
+        _refuse(
+            {"--every": every, "--fps": fps}, "is for videos, and there is none", "Leave it out."
+        )
     if found.left_aside:
         warn(f"{found.left_aside} files that are neither images nor videos are left aside.")
     with _logged(log):

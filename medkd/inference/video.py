@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,7 @@ def expected_frames(path: Path, wanted: Frames) -> int:
         return 1  # told when it is read
     if wanted.fps is not None and length:
         count = min(count, round(length * wanted.fps))
-    return max(1, count // wanted.every)
+    return max(1, math.ceil(count / wanted.every))
 
 
 def frames(path: Path, wanted: Frames) -> Iterator[Frame]:
