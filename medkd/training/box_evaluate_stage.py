@@ -36,6 +36,7 @@ from medkd.training.box_predictions import (
     DENSE,
     FinishedRun,
     FoundBoxes,
+    images_of,
     load_finished_run,
     predict_boxes,
 )
@@ -83,10 +84,25 @@ def run_box_evaluation(
     others = [other_run(name, config) for name in dict.fromkeys(against)]
     run = load_finished_run(config)
     package = load_detector_package(config.model_folder)
+    for name, other in others:
+        check_same_images(name, other, images_of(run.data, "test"), config.detection.classes)
+    with tracked_runs(config) as runs:
+        report, folder = _evaluate(config, run, package, others, out, runs["parent"])
+        _log(report, folder, runs["parent"])
+    return BoxEvaluateResult(report, _model_rows(report), _lines(report, folder))
+
+
+def _evaluate(
+    config: Config,
+    run: FinishedRun,
+    package: DetectorPackage,
+    others: Sequence[tuple[str, SavedDetections]],
+    out: Path | None,
+    tracked: TrackedRun,
+) -> tuple[dict[str, Any], Path]:
+    """The report, and the folder that all files were written to."""
     found = predict_boxes(config, run)
     test, classes = found["test"], config.detection.classes
-    for name, other in others:
-        check_same_images(name, other, test, classes)
     # The threshold of what ships was frozen when it was packed.
     shipped = shipped_model(package.manifest.ensemble.kind, run.deployed)
     frozen = {shipped: package.manifest.threshold}
@@ -94,23 +110,19 @@ def run_box_evaluation(
         name: evaluated(name, found["validation"], test, classes, threshold=frozen.get(name))
         for name in _in_order(test.found, shipped, run)
     }
+    report = {
+        **_about(config, run, package, found, tracked.run_id),
+        **_figures(config, run, models, shipped, found, others),
+    }
     folder = make_folder(out or config.run_folder / FOLDER)
-    saved = SavedDetections(
-        config.run_name, shipped, models[shipped].threshold, classes, run.weights, test
-    )
-    examples, pictures = _write_examples(folder, models[shipped], test, classes)
-    with tracked_runs(config) as runs:
-        report = {
-            **_about(config, run, package, found, runs["parent"].run_id),
-            **_figures(config, run, models, shipped, found, others),
-            "examples": examples,
-        }
-        report["warnings"] = _warnings(config, report)
-        write_detections(folder / NAME, saved)
-        write_json(folder / REPORT, report)
-        write_text(folder / PAGE, box_evaluation_page(report, pictures))
-        _log(report, folder, runs["parent"])
-    return BoxEvaluateResult(report, _model_rows(report), _lines(report, folder))
+    report["examples"], pictures = _write_examples(folder, models[shipped], test, classes)
+    report["warnings"] = _warnings(config, report)
+    threshold = models[shipped].threshold
+    saved = SavedDetections(config.run_name, shipped, threshold, classes, run.weights, test)
+    write_detections(folder / NAME, saved)
+    write_json(folder / REPORT, report)
+    write_text(folder / PAGE, box_evaluation_page(report, pictures))
+    return report, folder
 
 
 def _in_order(found: Mapping[str, Any], shipped: str, run: FinishedRun) -> list[str]:
@@ -233,20 +245,25 @@ def _write_examples(
     folder: Path, shipped: Evaluated, test: FoundBoxes, classes: Sequence[str]
 ) -> tuple[list[dict[str, Any]], list[bytes]]:
     """What is told of each drawn example, and the pictures, JPEG; writes ``examples/*.png``."""
-    # An earlier evaluation may have had others, which would lie among these.
-    shutil.rmtree(folder / EXAMPLES, ignore_errors=True)
-    told, pictures = [], []
-    count: dict[str, int] = {}
+    told: list[dict[str, Any]] = []
+    drawn = []
     for example in choose_examples(shipped, test):
         found = above(test.found[shipped.name][example.image], shipped.threshold)
-        picture = draw_example(test, example.image, found, classes)
-        count[example.kind] = count.get(example.kind, 0) + 1
-        file = f"{EXAMPLES}/{example.kind}_{count[example.kind]}.png"
-        write_bytes(folder / file, as_image_file(picture, "PNG"))
-        pictures.append(as_image_file(picture, "JPEG"))
-        image = test.images[example.image]
-        told.append({"kind": example.kind, "image": image, "why": example.why, "file": file})
-    return told, pictures
+        drawn.append(draw_example(test, example.image, found, classes))
+        number = 1 + sum(one["kind"] == example.kind for one in told)
+        told.append(
+            {
+                "kind": example.kind,
+                "image": test.images[example.image],
+                "why": example.why,
+                "file": f"{EXAMPLES}/{example.kind}_{number}.png",
+            }
+        )
+    # An earlier evaluation may have had others, which would lie among these.
+    shutil.rmtree(folder / EXAMPLES, ignore_errors=True)
+    for one, picture in zip(told, drawn, strict=True):
+        write_bytes(folder / one["file"], as_image_file(picture, "PNG"))
+    return told, [as_image_file(picture, "JPEG") for picture in drawn]
 
 
 def _warnings(config: Config, report: Mapping[str, Any]) -> list[str]:

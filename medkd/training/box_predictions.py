@@ -157,7 +157,7 @@ def predict_boxes(
                 for name, detections in _found_in(config, run, fabric, batch).items():
                     held.setdefault(name, []).extend(detections)
                 advance(len(batch["image"]))
-            found[role] = _of_role(run.data, role, held)
+            found[role] = images_of(run.data, role, held)
     return found
 
 
@@ -186,7 +186,16 @@ def _found_in(
     return found
 
 
-def _of_role(data: BoxSet, role: str, held: Mapping[str, Sequence[Detections]]) -> FoundBoxes:
+def images_of(
+    data: BoxSet, role: str, found: Mapping[str, Sequence[Detections]] | None = None
+) -> FoundBoxes:
+    """The images of a role.
+
+    Args:
+        data: of the run.
+        role: of the split.
+        found: what each network found in them, boxes in pixels of what networks see.
+    """
     items, settings = data.items[role], data.config.detection
     names = tuple(items.names.to_pylist())
     known = data.table.images.set_index("image").loc[list(names)]
@@ -203,7 +212,7 @@ def _of_role(data: BoxSet, role: str, held: Mapping[str, Sequence[Detections]]) 
                 in_file(one, (int(width), int(height)), settings.image_px, settings.keep_aspect)
                 for one, (width, height) in zip(detections, items.sizes_px, strict=True)
             ]
-            for name, detections in held.items()
+            for name, detections in (found or {}).items()
         },
     )
 
