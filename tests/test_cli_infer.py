@@ -87,10 +87,10 @@ def test_options_of_slides_are_refused(model, images, tmp_path, name, option) ->
     [("--every", {"every": 2}), ("--fps", {"fps": 1.0}), ("--draw", {"draw": Draw.ALL})],
 )
 def test_options_of_boxes_are_refused_for_slides(
-    package_folder,
+    package_folder,  # noqa: F811
     tmp_path,
     name,
-    option,  # noqa: F811
+    option,
 ) -> None:
     told = refusal(Path("a.svs"), model=package_folder, out=tmp_path / "found", **option)
     assert told == (

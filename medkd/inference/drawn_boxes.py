@@ -30,7 +30,7 @@ def drawn_boxes(
 
     Args:
         pixels: RGB, uint8 height x width x 3; they stay where they are, and what is written is
-            higher by the note, and wider where that is longer than the image.
+            higher by the note, and wider where a word of it is longer than the image.
         boxes: of the image, in its pixels.
         classes: each has a colour by its place.
         note: such as the model's name.
@@ -42,12 +42,13 @@ def drawn_boxes(
     small = _font(max(11, round(longer / 60)))
     line = max(2, round(longer / 280))
     margin = max(3, line)
-    left, top, right, bottom = small.getbbox(note)
+    lines = _lines(note, small, width - 2 * margin)
+    left, top, right, bottom = ImageDraw.Draw(Image.new("L", (1, 1))).textbbox((0, 0), lines, small)
     strip = round(bottom - top) + 2 * margin
     canvas = Image.new("RGB", (max(width, round(right - left) + 2 * margin), height + strip), _DARK)
     canvas.paste(Image.fromarray(pixels))
     draw = ImageDraw.Draw(canvas)
-    draw.text((margin - left, height + margin - top), note, _LIGHT, font=small)
+    draw.text((margin - left, height + margin - top), lines, _LIGHT, font=small)
     # The best last: nothing covers it.
     for found in sorted((box for box in boxes if box.called), key=lambda box: box.score):
         colour = _COLOURS[classes.index(found.class_name) % len(_COLOURS)]
@@ -93,6 +94,18 @@ def _label(
     y = above if above >= 0 else max(0, min(round(found.box[1]), size[1] - high))
     draw.rectangle((x, y, x + wide - 1, y + high - 1), fill=colour, outline=_DARK)
     draw.text((x + margin - left, y + margin - top), text, _DARK, font=letters)
+
+
+def _lines(text: str, letters: ImageFont.FreeTypeFont, width: int) -> str:
+    """The text with its words on as many lines as ``width`` pixels take."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and letters.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return "\n".join(lines)
 
 
 @lru_cache(maxsize=16)
