@@ -45,15 +45,17 @@ def drawn_boxes(
     lines = _lines(note, small, width - 2 * margin)
     left, top, right, bottom = ImageDraw.Draw(Image.new("L", (1, 1))).textbbox((0, 0), lines, small)
     strip = round(bottom - top) + 2 * margin
-    canvas = Image.new("RGB", (max(width, round(right - left) + 2 * margin), height + strip), _DARK)
-    canvas.paste(Image.fromarray(pixels))
-    draw = ImageDraw.Draw(canvas)
-    draw.text((margin - left, height + margin - top), lines, _LIGHT, font=small)
+    picture = Image.fromarray(pixels)
+    draw = ImageDraw.Draw(picture)
     # The best last: nothing covers it.
     for found in sorted((box for box in boxes if box.called), key=lambda box: box.score):
         colour = _COLOURS[classes.index(found.class_name) % len(_COLOURS)]
         _outline(draw, found.box, colour, line, (width, height))
         _label(draw, found, colour, letters, margin, (width, height))
+    canvas = Image.new("RGB", (max(width, round(right - left) + 2 * margin), height + strip), _DARK)
+    canvas.paste(picture)
+    place = margin - left, height + margin - top
+    ImageDraw.Draw(canvas).text(place, lines, _LIGHT, font=small)
     buffer = io.BytesIO()
     if ending.lower() == ".png":
         canvas.save(buffer, "PNG", compress_level=3)
