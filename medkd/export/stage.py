@@ -13,6 +13,7 @@ from medkd.export.kinds import CALLS_SLIDES, ExportKind
 from medkd.files import make_folder
 from medkd.inference.new_version import check_new_folder, folder_in_place
 from medkd.inference.package import ModelPackage, load_package
+from medkd.inference.package_files import task_of
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ def run_export_stage(
         ModelPackageError: the package is not whole, cannot be exported to this, or the export says
             something else of tiles than the package.
         OutputError: ``out`` is there already, or cannot be written.
-        ConfigError: a library that the kind needs is not installed, or a package is to be exported
-            as it is.
+        ConfigError: a library that the kind needs is not installed, a package is to be exported
+            as it is, or the model finds boxes.
         StageError, SlideError: the tiles to calibrate on cannot be used.
     """
     if kind is ExportKind.PACKAGE and calibrate is None:
@@ -56,6 +57,13 @@ def run_export_stage(
             "a package is what there is already",
             where="--to package",
             remedy="Add --int8 --calibrate TILES, or name another kind.",
+        )
+    if task_of(model) == "detection":
+        raise ConfigError(
+            "finds boxes in images, and exports are of models that call slides",
+            where=model,
+            remedy="Its folder 'students' has ONNX models that give boxes in pixels and need "
+            "nothing else, and 'medkd infer' runs them; docs/detection.md.",
         )
     package = load_package(model, needs_operating_point=kind in CALLS_SLIDES)
     check_new_folder(out, model)
