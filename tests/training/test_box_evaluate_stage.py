@@ -27,27 +27,31 @@ from medkd.slides.imported_tiles import read_image
 from medkd.tracking import connect, read_run_ids, tracking_uri
 from medkd.training.box_evaluate_stage import BoxEvaluateResult, run_box_evaluation
 from medkd.training.detections_file import read_detections, write_detections
-from medkd.training.train_stage import run_train_stage
-from tests.training.box_cohort import box_cohort
 
 NETWORKS = {"teacher", "student_0", "student_1", "ensemble_dense", "ensemble_boxes"}
-FEW = "slide_level.bootstrap_resamples=200"
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of a trained experiment."""
+def settings(trained_boxes: Path) -> tuple[str, ...]:
+    """Assignments that every configuration here has."""
+    return (
+        "slide_level.bootstrap_resamples=200",
+        f"mlflow.tracking_uri=sqlite:///{trained_boxes / 'mlflow.db'}",
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(trained_boxes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A copy of the trained experiment for the tests of this file."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        folder = tmp_path_factory.mktemp("boxes") / "experiment"
-        run_train_stage(box_cohort(folder), ())
-        yield folder
+        yield shutil.copytree(trained_boxes, tmp_path_factory.mktemp("boxes") / "experiment")
 
 
 @pytest.fixture(scope="module")
-def done(trained: Path) -> tuple[Config, BoxEvaluateResult]:
+def done(folder: Path, settings: tuple[str, ...]) -> tuple[Config, BoxEvaluateResult]:
     """The run, evaluated; no test writes to its folder."""
-    config = load_config(trained / "medkd.yaml", (FEW,))
+    config = load_config(folder / "medkd.yaml", settings)
     return config, run_box_evaluation(config)
 
 
@@ -57,9 +61,9 @@ def report(done: tuple[Config, BoxEvaluateResult]) -> dict:
 
 
 @pytest.fixture
-def mine(trained: Path, tmp_path: Path) -> Path:
-    """A copy of the experiment for one test."""
-    return Path(shutil.copytree(trained, tmp_path / "mine"))
+def mine(trained_boxes: Path, tmp_path: Path) -> Path:
+    """A copy of the experiment for one test; it was not evaluated."""
+    return shutil.copytree(trained_boxes, tmp_path / "mine")
 
 
 def models(report: dict) -> dict[str, dict]:
@@ -232,15 +236,16 @@ def test_the_page_loads_nothing_and_shows_every_model_and_example(done, report: 
 
 
 def test_evaluated_again_it_is_the_same_and_another_run_beside_it(
-    done, report: dict, trained: Path
+    done, report: dict, folder: Path, settings: tuple[str, ...]
 ) -> None:
     runs = done[0].run_folder.parent
     shutil.copytree(runs / "small", runs / "twin")
     result = CliRunner().invoke(
         app,
         [
-            "evaluate", "--config", str(trained / "medkd.yaml"), "--set", FEW,
-            "--against", "twin", "--out", str(trained / "out"),
+            "evaluate", "--config", str(folder / "medkd.yaml"),
+            *(word for setting in settings for word in ("--set", setting)),
+            "--against", "twin", "--out", str(folder / "out"),
         ],
     )  # fmt: skip
     shutil.rmtree(runs / "twin")
@@ -248,17 +253,17 @@ def test_evaluated_again_it_is_the_same_and_another_run_beside_it(
     for name in (*NETWORKS, "twin"):
         assert name in result.output
     assert "9 test images, 2 without a box" in result.output
-    again = json.loads((trained / "out" / "evaluation.json").read_text())
+    again = json.loads((folder / "out" / "evaluation.json").read_text())
     for part in ("models", "comparisons", "examples", "images", "model"):
         assert again[part] == report[part]
     for example in ("detections.parquet", *(one["file"] for one in report["examples"])):
         first = (runs / "small" / "evaluation" / example).read_bytes()
-        assert (trained / "out" / example).read_bytes() == first
+        assert (folder / "out" / example).read_bytes() == first
     (twin,) = again["against"]
     found = twin["comparison"]["figures"]["ap50"]
     assert (twin["run"], found["difference"]["value"], found["p_value"]) == ("twin", 0, 1)
     assert twin["figures"] == report["models"][0]["figures"]
-    assert "twin" in _Page((trained / "out" / "evaluation.html").read_text("utf-8")).text
+    assert "twin" in _Page((folder / "out" / "evaluation.html").read_text("utf-8")).text
 
 
 def refused(config: Config, error: type[MedkdError], message: str, **options: object) -> None:
@@ -268,9 +273,10 @@ def refused(config: Config, error: type[MedkdError], message: str, **options: ob
     assert not (config.run_folder / "evaluation").exists()
 
 
-def test_runs_that_cannot_be_compared_are_refused(done, mine: Path) -> None:
-    config = load_config(mine / "medkd.yaml", (FEW,))
-    shutil.rmtree(config.run_folder / "evaluation", ignore_errors=True)
+def test_runs_that_cannot_be_compared_are_refused(
+    done, mine: Path, settings: tuple[str, ...]
+) -> None:
+    config = load_config(mine / "medkd.yaml", settings)
     other = config.run_folder.parent / "other"
     for name, message in (
         ("other", "is neither a run of this output nor a folder. Runs here: small."),
@@ -300,12 +306,13 @@ def test_runs_that_cannot_be_compared_are_refused(done, mine: Path) -> None:
     refused(config, StageError, "other weights of student_0 than it has now", against=("other",))
 
 
-def test_a_run_that_is_not_what_was_trained_is_refused(mine: Path) -> None:
+def test_a_run_that_is_not_what_was_trained_is_refused(
+    mine: Path, settings: tuple[str, ...]
+) -> None:
     def variant(*assignments: str) -> Config:
-        return load_config(mine / "medkd.yaml", (FEW, *assignments))
+        return load_config(mine / "medkd.yaml", (*settings, *assignments))
 
     config = variant()
-    shutil.rmtree(config.run_folder / "evaluation", ignore_errors=True)
     refused(variant("train.name=later"), StageError, "holds no finished training")
     refused(
         variant("detection.anchor_sizes=[2.0, 3.0]"),
