@@ -13,6 +13,9 @@ import numpy as np
 
 from medkd.errors import ConfigError, StageError
 
+# Of a whole video: headers round, and the last frames may be missing.
+_MOST_MISSING_S = 1.0
+
 
 @dataclass(frozen=True)
 class Frames:
@@ -98,13 +101,15 @@ def frames(path: Path, wanted: Frames) -> Iterator[Frame]:
         StageError: the file is no video, or is damaged; frames before the damage were given.
     """
     av = require_video()
-    number, began, due = -1, None, 0.0
+    number, time_s, due, length_s = -1, 0.0, 0.0, 0.0
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise StageError("has no picture", where=path, remedy="Name a video.")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
+            length_s = _length_s(container, stream, av.time_base)
+            began = None
             for number, frame in enumerate(container.decode(stream)):
                 seconds = _time_of(frame, number, stream)
                 began = seconds if began is None else began
@@ -119,14 +124,30 @@ def frames(path: Path, wanted: Frames) -> Iterator[Frame]:
                 pixels = frame.to_ndarray(format="rgb24")
                 yield Frame(number, time_s, turned(pixels, frame.rotation))
     except av.FFmpegError as error:
-        after = f" after frame {number}" if number >= 0 else ""
-        raise StageError(
-            f"cannot be decoded{after}: {error.strerror or error}",
-            where=path,
-            remedy="Save the video again; what was found until there is kept.",
-        ) from error
+        raise _damaged(path, f"cannot be decoded: {error.strerror or error}", number) from error
     if number < 0:
-        raise StageError("holds no frame", where=path, remedy="Save the video again.")
+        raise _damaged(path, "holds no frame", number)
+    # A decoder takes the end of a file that was cut off for the end of the video.
+    if time_s + _MOST_MISSING_S < length_s:
+        raise _damaged(path, f"ends at {time_s:.1f} s of {length_s:.1f} s", number)
+
+
+def _damaged(path: Path, what: str, number: int) -> StageError:
+    """What is to be told of a video whose last frame that could be decoded is ``number``."""
+    kept = "" if number < 0 else f"; what was found up to frame {number} is kept"
+    return StageError(what, where=path, remedy=f"Save the video again{kept}.")
+
+
+def _length_s(container: Any, stream: Any, ticks: int) -> float:
+    """How long the pictures say that they are, seconds; 0 where they do not."""
+    lengths = [0.0]
+    if stream.duration is not None and stream.time_base is not None:
+        lengths.append(float(stream.duration * stream.time_base))
+    elif container.duration is not None and len(container.streams) == 1:  # no longer sound
+        lengths.append(container.duration / ticks)
+    if stream.frames and stream.average_rate:
+        lengths.append(float(stream.frames / stream.average_rate))
+    return max(lengths)
 
 
 def turned(pixels: np.ndarray, degrees: float) -> np.ndarray:

@@ -84,6 +84,22 @@ def test_a_file_that_is_no_video(tmp_path: Path) -> None:
         list(frames(tmp_path / "absent.mp4", Frames()))
 
 
+@pytest.mark.parametrize("ending", ["mkv", "avi"])
+def test_a_video_that_was_cut_off_is_told_and_its_frames_are_given(tmp_path, ending) -> None:
+    random = np.random.default_rng(0)
+    noise = [random.integers(0, 256, (24, 32, 3), np.uint8) for _ in range(40)]
+    path = write_video(tmp_path / f"clip.{ending}", noise)
+    assert len(list(frames(path, Frames()))) == 40
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    given: list[int] = []
+    with pytest.raises(StageError) as caught:
+        given.extend(frame.number for frame in frames(path, Frames()))
+    assert given == list(range(len(given)))
+    assert 15 <= len(given) <= 20
+    told = f"{path}: ends at {given[-1] / 10:.1f} s of 4.0 s. Save the video again; what was found"
+    assert str(caught.value) == f"{told} up to frame {given[-1]} is kept."
+
+
 def test_a_sound_has_no_picture(tmp_path: Path) -> None:
     with wave.open(str(tmp_path / "sound.avi"), "wb") as sound:
         sound.setparams((1, 2, 8000, 0, "NONE", ""))
