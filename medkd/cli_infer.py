@@ -210,10 +210,11 @@ def _print_boxes(result: FoundInImages, out: Path) -> None:
             print(f"... and {len(rows) - _MOST_ROWS} more files.")
         called = [image.called for image in result.images]
         print(
-            f"{sum(called)} boxes score {result.threshold:.3f} or more, in "
+            f"Boxes that score {result.threshold:.3f} or more: {sum(called)}, in "
             f"{sum(count > 0 for count in called)} of {len(called)} images."
         )
-    print(f"Boxes: {out}/detections.json, coco.json; pictures: {out}/drawn")
+    drawn = f"; pictures: {out}/drawn" if any(image.drawn for image in result.images) else ""
+    print(f"Boxes: {out}/detections.json, coco.json{drawn}")
 
 
 def _row(file: str, seen: Sequence[LookedAt]) -> tuple[object, ...]:

@@ -43,12 +43,14 @@ def test_boxes_are_found_and_told(model, images, tmp_path, capsys) -> None:
     infer([images], model=model, out=tmp_path / "found", log=log)
     out = capsys.readouterr().out
     assert "Boxes. Research use only." in out
-    assert "2 boxes score 0.600 or more, in 2 of 3 images." in out
+    assert "Boxes that score 0.600 or more: 2, in 2 of 3 images." in out
     row = next(line for line in out.splitlines() if "1.png" in line)
     assert [cell.strip() for cell in row.strip("│ ").split("│")] == [
         "1.png", "64 x 64", "", "1", "1", "0.700",
     ]  # fmt: skip
-    assert (tmp_path / "found" / "detections.json").is_file()
+    found = tmp_path / "found"
+    assert f"Boxes: {found}/detections.json, coco.json; pictures: {found}/drawn" in out
+    assert (found / "detections.json").is_file()
     events = [json.loads(line) for line in log.read_text().splitlines()]
     assert [(one["event"], one["file"], one["called"]) for one in events] == [
         ("image_looked_at", f"{number}.png", int(number > 0)) for number in range(3)
@@ -63,7 +65,7 @@ def test_a_damaged_image_costs_a_line(model, images, tmp_path, medkd) -> None:  
         f"failed: {images / '1.png'}: cannot be decoded: it is no image. Save the image again.\n"
         in done.stderr
     )
-    assert "1 boxes score 0.600 or more, in 1 of 2 images." in done.stdout
+    assert "Boxes that score 0.600 or more: 1, in 1 of 2 images." in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,7 @@ def detect_in_images(
             progress("looking", expected) as advance,
             closing(overlapped(look, pictures, threads=threads or usable_cores())) as outcomes,
         ):
+            done = 0
             for done, (picture, outcome) in enumerate(outcomes, start=1):
                 if isinstance(outcome, StageError):
                     failed.append((picture.file, outcome))
@@ -127,7 +128,8 @@ def detect_in_images(
                     )
                 if done <= expected:
                     advance(note=picture.file)
-            advance(max(0, expected - len(looked_at) - len(failed)))
+            # Videos may have fewer frames than they say, or none.
+            advance(max(0, expected - done))
         for name, error in failed:
             log_event(_log, "image_failed", file=name, reason=error.what)
         result = _result(package, looked_at, failed)

@@ -63,6 +63,7 @@ class DetectorStudents:
                     where=self._where,
                     remedy="The network is broken; use another model.",
                 )
+            np.clip(probabilities, 0, 1, out=probabilities)
             found.append(torch.from_numpy(predictions))
         return found
 

@@ -13,8 +13,12 @@ from torch import Tensor, nn
 from medkd import __version__
 from medkd.config import Config
 from medkd.datasets.split import ROLES
-from medkd.inference.detector_package import SCHEMA_VERSION, TASK, Selection
-from medkd.inference.detector_package import write_package_of_detector as write_package
+from medkd.inference.detector_package import (
+    SCHEMA_VERSION,
+    TASK,
+    Selection,
+    write_package_of_detector,
+)
 from medkd.inference.detector_students import INPUT, OUTPUT, DetectorStudents, together
 from medkd.inference.overlap import overlapped, usable_cores
 from medkd.networks.zoo import count_parameters
@@ -113,7 +117,7 @@ def write_detector_package(config: Config, data: BoxSet, shipped: Shipped) -> No
         warn("No box that was found in a validation image is right: the model will call none.")
     created = datetime.now(UTC)
     counts = data.counts()
-    write_package(
+    write_package_of_detector(
         config.model_folder,
         {
             "schema_version": SCHEMA_VERSION,

@@ -162,7 +162,7 @@ def test_any_number_of_threads_gives_the_same(images: Path, package, tmp_path: P
     assert one.failed == four.failed
 
 
-def test_frames_of_a_video(package, tmp_path: Path) -> None:
+def test_frames_of_a_video(package, tmp_path: Path, capsys) -> None:
     pytest.importorskip("av")
     from tests.inference.test_video import write_video
 
@@ -183,6 +183,7 @@ def test_frames_of_a_video(package, tmp_path: Path) -> None:
     assert [image.drawn for image in summary.result.images] == [*drawn, None]
     assert all((tmp_path / "found" / name).is_file() for name in drawn)
     assert [failed.file for failed in summary.result.failed] == ["broken.mp4"]
+    assert "looking   4/4  took" in capsys.readouterr().err
     coco = json.loads((tmp_path / "found" / "coco.json").read_text())
     assert [(image["frame"], image["time_s"]) for image in coco["images"]] == [
         (0, 0), (4, 0.4), (8, 0.8),
