@@ -36,6 +36,9 @@ class DetectorStudent(Strict):
     width: float = 1.0
     stem_stride: int | None = Field(None, description="null: the network's own.")
     max_pool: bool | None = Field(None, description="null: the network's own.")
+    pyramid_channels: int | None = Field(
+        None, description="Width of its pyramid and heads; null: anchors.channels."
+    )
     parameters: int
     onnx: str = Field(
         description="images, uint8 N x image_px x image_px x 3, RGB -> predictions, float32 N x "
@@ -55,7 +58,9 @@ class Anchors(Strict):
     ratios: Annotated[tuple[_Side, ...], Field(strict=False, min_length=1)] = Field(
         description="Their heights over their widths."
     )
-    channels: int = Field(description="Width of the pyramid and of the heads.")
+    channels: int = Field(
+        description="Width of pyramid and heads, where a student has none of its own."
+    )
 
 
 class Selection(Strict):
