@@ -56,14 +56,14 @@ def _boxes(settings: Config, against: tuple[str, ...], out: Path | None) -> tupl
     print(f"Evaluating '{settings.run_name}' on its test images")
     result = run_box_evaluation(settings, against=against, out=out)
     print_table(
-        "Test images. Research use only.",
+        "Test images; FP: false positives per image. Research use only.",
         (
             "model",
             "AP50",
             "AP",
-            "recall at 1 FP",
+            "recall, 1 FP",
             "sensitivity",
-            "FP per empty image",
+            "FP, empty",
             "difference",
             "p",
         ),

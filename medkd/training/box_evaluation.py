@@ -174,5 +174,6 @@ def compared_pairs(
 
 
 def in_words(name: str) -> str:
-    """A model's name as a reader has it: ``ensemble_dense`` becomes ``ensemble, dense``."""
-    return name.replace("ensemble_", "ensemble, ").replace("_", " ")
+    """A model's name as a reader has it: ``ensemble_dense`` becomes ``ensemble (dense)``."""
+    forms = {DENSE: "ensemble (dense)", BOXES: "ensemble (boxes)"}
+    return forms.get(name, name.replace("_", " "))

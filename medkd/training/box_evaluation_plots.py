@@ -38,7 +38,7 @@ def _styled(report: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], dict
         line = _LINES[number // len(_OTHERS) % len(_LINES)]
         label = in_words(model["name"])
         yield model, {"color": colour, "linestyle": line, "linewidth": 1.2, "label": label}
-    label = f"{in_words(shipped['name'])} (ships)"
+    label = f"{in_words(shipped['name'])}, ships"
     yield shipped, {"color": _SHIPPED, "linewidth": 2.4, "label": label}
 
 
@@ -64,7 +64,8 @@ def _froc(report: Mapping[str, Any]) -> Figure:
         curve = model["curve"]
         x, y = curve["false_positives_per_image"], curve["recall"]
         # Recall is 0 before the first box that is found, and stays behind the last.
-        axes.step([0, *x, edge], [0, *y, y[-1] if y else 0], where="post", **style)
+        end = max([edge, *x[-1:]])
+        axes.step([0, *x, end], [0, *y, y[-1] if y else 0], where="post", **style)
     axes.plot(across, height, "o", label="at the threshold", **_dot())
     axes.set(
         xlabel="false positives per image",

@@ -226,7 +226,7 @@ def test_the_page_loads_nothing_and_shows_every_model_and_example(done, report: 
     assert all(source.startswith("data:image/") for source in page.sources)
     assert len(page.sources) == 2 + len(report["examples"])
     assert not {"script", "link", "iframe"} & page.tags
-    for name in ("ensemble, dense", "ensemble, boxes", "student 0", "student 1", "teacher"):
+    for name in ("ensemble (dense)", "ensemble (boxes)", "student 0", "student 1", "teacher"):
         assert name in page.text
     for example in report["examples"]:
         assert example["why"] in page.text

@@ -174,7 +174,7 @@ def test_one_network_ships_as_it_is_and_several_as_an_ensemble() -> None:
     assert shipped_model("boxes", ("student_0",)) == "student_0"
     assert shipped_model("boxes", ("student_0", "student_1")) == BOXES
     assert shipped_model("dense", ("student_0", "student_1")) == DENSE
-    assert (in_words(DENSE), in_words("student_0")) == ("ensemble, dense", "student 0")
+    assert (in_words(DENSE), in_words("student_0")) == ("ensemble (dense)", "student 0")
 
 
 def test_boxes_go_back_to_the_file_by_the_way_that_its_own_boxes_came() -> None:
