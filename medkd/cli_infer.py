@@ -185,7 +185,7 @@ def _find_boxes(
 
     wanted = Frames(1 if every is None else every, fps)
     package = load_detector_package(model)
-    found = find_images(inputs)
+    found = find_images(inputs, out=out)
     if not any(file.is_video for file in found.files):
         _refuse(
             {"--every": every, "--fps": fps}, "is for videos, and there is none", "Leave it out."

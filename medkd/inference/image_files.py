@@ -44,11 +44,15 @@ class FoundImages:
     left_aside: int
 
 
-def find_images(named: Sequence[Path]) -> FoundImages:
+def find_images(named: Sequence[Path], *, out: Path | None = None) -> FoundImages:
     """Files that are named, and the images and videos in folders that are, at any depth.
 
     In folders an image is known by its ending; hidden files and folders, and linked folders, are
     passed over. A file that is named twice is looked at once.
+
+    Args:
+        named: files and folders.
+        out: of the results; it is not searched, as it may hold pictures of an earlier result.
 
     Raises:
         ConfigError: nothing is named, folders hold no image, or two files have one name.
@@ -56,7 +60,7 @@ def find_images(named: Sequence[Path]) -> FoundImages:
     files: dict[str, ImageFile] = {}
     left_aside = 0
     for path in named:
-        inside = _files_below(path) if path.is_dir() else [path]
+        inside = _files_below(path, out) if path.is_dir() else [path]
         for each in inside:
             name = each.name if each is path else each.relative_to(path).as_posix()
             file = ImageFile(each, name)
@@ -80,10 +84,15 @@ def find_images(named: Sequence[Path]) -> FoundImages:
     return FoundImages(tuple(files.values()), left_aside)
 
 
-def _files_below(folder: Path) -> list[Path]:
+def _files_below(folder: Path, out: Path | None) -> list[Path]:
     found = []
+    passed_over = None if out is None else out.resolve()
     for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and Path(parent, name).resolve() != passed_over
+        )
         found += [Path(parent, name) for name in sorted(names) if not name.startswith(".")]
     return found
 

@@ -34,6 +34,13 @@ def test_folders_are_searched_and_files_taken_as_they_are(tmp_path) -> None:
     assert found.left_aside == 1
 
 
+def test_pictures_of_an_earlier_result_are_not_looked_at(tmp_path) -> None:
+    touch(tmp_path / "a.png", tmp_path / "found" / "drawn" / "a.png")
+    (file,) = find_images([tmp_path], out=tmp_path / "b" / ".." / "found").files
+    assert file.name == "a.png"
+    assert len(find_images([tmp_path]).files) == 2
+
+
 def test_two_files_of_one_name(tmp_path) -> None:
     touch(tmp_path / "one" / "a.png", tmp_path / "two" / "a.png")
     with pytest.raises(ConfigError) as caught:
