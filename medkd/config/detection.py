@@ -43,7 +43,11 @@ class DetectionConfig(Strict):
     anchor_ratios: Annotated[tuple[_Factor, ...], Field(strict=False, min_length=1)] = Field(
         (1.0,), description="Their heights over their widths."
     )
-    channels: Positive = Field(64, description="Width of the pyramid and of the heads.")
+    channels: Positive = Field(
+        64,
+        description="Width of the pyramid and of the heads, a multiple of 8; a network can have its "
+        "own (pyramid_channels).",
+    )
     least_score: Fraction = Field(0.05, description="Boxes of a lower score are not looked at.")
     nms_iou: Fraction = Field(
         0.5, description="Of two boxes of a class that overlap more, the better one stays."

@@ -48,6 +48,12 @@ class NetworkConfig(Strict):
         "are (a linear probe, for foundation models); null: train all of it.",
     )
 
+    pyramid_channels: Positive | None = Field(
+        None,
+        description="Width of this network's pyramid and heads, where it is a detector; null: "
+        "detection.channels.",
+    )
+
     @model_validator(mode="after")
     def _a_probe_has_something_to_probe(self) -> NetworkConfig:
         # A network of the user's own may bring weights that nothing here knows of.

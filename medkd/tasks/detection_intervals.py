@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -137,6 +137,60 @@ def compare(
         )
         for name, values in drawn.items()
     }
+
+
+def compare_means(
+    firsts: Sequence[Matches],
+    seconds: Sequence[Matches],
+    *,
+    figure: str = "ap50",
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    groups: np.ndarray | None = None,
+    seed: int = 0,
+) -> Comparison:
+    """Two methods on the same images, each by several runs: the mean of a figure over its runs.
+
+    All runs see the same resamples of images. The runs are taken as they are: what other seeds
+    would have given is not in the interval.
+
+    Args:
+        firsts, seconds: of the runs of either method, all with the same truth.
+        figure: that needs no threshold, see :func:`medkd.tasks.detection_metrics.figures`.
+        resamples, confidence, groups, seed: as :func:`bootstrap` has them.
+
+    Raises:
+        ValueError: different truths, groups of another length, or a method without runs.
+    """
+    if not firsts or not seconds:
+        raise ValueError("a method without runs")
+    every = [*firsts, *seconds]
+    for one in every[1:]:
+        _check_same_truth(every[0], one)
+    group_of = _numbered(groups, every[0].images)
+    chosen = figures(None)[figure]
+
+    def means(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        first, second = (
+            np.mean([chosen.of(one, weights) for one in side], axis=0) for side in (firsts, seconds)
+        )
+        return first, second
+
+    largest = max(len(one.scores) for one in every)
+    drawn = [
+        first - second
+        for first, second in map(
+            means, _resamples(every[0], group_of, resamples, seed, detections=largest)
+        )
+    ]
+    ours, theirs = means(np.ones((1, every[0].images)))
+    return _comparison(
+        chosen,
+        (float(ours[0]), float(theirs[0])),
+        np.concatenate(drawn),
+        _groups_of(chosen, every[0], group_of),
+        confidence,
+    )
 
 
 def _resamples(

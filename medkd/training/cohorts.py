@@ -58,9 +58,10 @@ def node_record(config: Config, graph: Graph, node: Node) -> dict[str, Any]:
     """What is told of a node's network: its configuration, or what it is made of."""
     if node.is_network:
         chosen = network_config(config, graph, node)
-        return chosen.model_dump(
-            mode="json", exclude={"weights", "pretrained", "learning_rate", "train_only"}
-        )
+        left_out = {"weights", "pretrained", "learning_rate", "train_only"}
+        if config.task != "detection":
+            left_out.add("pyramid_channels")
+        return chosen.model_dump(mode="json", exclude=left_out)
     made_of = " and ".join(node.sources)
     what = {
         "mean": f"moving average of {made_of}",
@@ -120,7 +121,7 @@ def _network(config: Config, chosen: NetworkConfig, where: str) -> Network:
         backbone,
         anchor_grid(settings),
         len(settings.classes),
-        channels=settings.channels,
+        channels=chosen.pyramid_channels or settings.channels,
         where=where,
     )
 

@@ -240,8 +240,10 @@ def test_a_square_is_turned_and_mirrored_in_eight_ways(comparison_run: ModuleTyp
 
 
 def test_paired_differences(compare_methods: ModuleType) -> None:
+    from comparison_tables import paired
+
     # Differences 1, 2, 3: standard error 1 / sqrt(3); t is 4.302653 at two degrees of freedom.
-    found = compare_methods.paired([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
+    found = paired([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
     half = 4.302653 / 3**0.5
     assert found == {
         "mean": 2.0,
@@ -250,7 +252,7 @@ def test_paired_differences(compare_methods: ModuleType) -> None:
         "low": pytest.approx(2 - half, abs=1e-4),
         "high": pytest.approx(2 + half, abs=1e-4),
     }
-    assert compare_methods.paired([0.5], [0.5 + 1e-9]) == {"mean": 0.0, "seeds": 1, "above": 0}
+    assert paired([0.5], [0.5 + 1e-9]) == {"mean": 0.0, "seeds": 1, "above": 0}
 
 
 def test_accuracy_is_the_mean_over_classes(comparison_run: ModuleType) -> None:
