@@ -103,5 +103,10 @@ def _print(package: ModelPackage) -> None:
     if manifest.conformal is not None:
         rate = manifest.conformal.error_rate
         print(f"Prediction sets: refitted, an error rate of {rate:g} in each class.")
+    for one in record.distances:
+        print(
+            f"Out of distribution: {one.what} beyond {one.new_limit:.2f}, before "
+            f"{one.old_limit:.2f}, beyond which {one.beyond_old} patients have a slide."
+        )
     print(f"New version {manifest.version}: {package.folder}")
     print(f"Version {record.from_version} is as it was.")

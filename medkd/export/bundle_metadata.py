@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from medkd import __version__
-from medkd.inference.package import Manifest
+from medkd.inference.manifest import Manifest
 from medkd.schema import Strict
 
 SCHEMA_URL = (

@@ -19,7 +19,7 @@ from medkd.inference.engine import infer_slide
 from medkd.inference.infer_stage import build_result
 from medkd.inference.package import ModelPackage, load_package
 from medkd.inference.slide_files import SlideFile, find_slides
-from medkd.inference.students import Seen, Students
+from medkd.inference.students import Said, Students
 
 _log = logging.getLogger(__name__)
 
@@ -69,19 +69,19 @@ class TorchStudents(Students):
         self._preprocessing, self._device = preprocessing, device
 
     @torch.no_grad()
-    def __call__(self, tiles: np.ndarray) -> Seen:
-        """What the students say of tiles, uint8 N x H x W x 3."""
+    def say(self, tiles: np.ndarray, *, embeddings: bool) -> dict[str, Said]:
+        """What each student says of tiles, uint8 N x H x W x 3, by name."""
         images = torch.stack([torch.as_tensor(self._preprocessing(tile)) for tile in tiles])
         said = self._inferer(images.to(self._device), self._network.eval().look)
         manifest = self._manifest
         positive = manifest.classes.index(manifest.positive)
-        probabilities = {name: one[:, positive].cpu().numpy() for name, (one, _) in said.items()}
-        if manifest.slide_head.learned is None:
-            return Seen(probabilities, {})
-        return Seen(
-            probabilities,
-            {name: pooled.cpu().numpy().astype(np.float16) for name, (_, pooled) in said.items()},
-        )
+        return {
+            name: Said(
+                probabilities[:, positive].cpu().numpy(),
+                pooled.cpu().numpy() if embeddings and pooled is not None else None,
+            )
+            for name, (probabilities, pooled) in said.items()
+        }
 
 
 class SlideEvaluator:

@@ -10,7 +10,7 @@ import numpy as np
 
 from medkd.datasets.stain import StainReference, normalise
 from medkd.errors import StageError
-from medkd.inference.package import Preprocessing
+from medkd.inference.manifest import Preprocessing
 from medkd.slides.store import TileStore, read_index
 from medkd.slides.tiling import open_slide_for_tiling
 

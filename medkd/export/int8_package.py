@@ -26,11 +26,14 @@ class Cost:
         tiles: of the positive class, of every tile and student.
         slides: of every slide.
         calls_changed: slides on the other side of the threshold; None where there is none.
+        distances: of the embedding of every slide from the training slides, as shares of its
+            limit; empty where it is not compared.
     """
 
     tiles: np.ndarray
     slides: np.ndarray
     calls_changed: int | None
+    distances: np.ndarray
 
 
 def write_int8_package(
@@ -89,7 +92,9 @@ def measured_cost(old: ModelPackage, new: ModelPackage, tiles: dict[str, np.ndar
     """
     before, after = Students(old), Students(new)
     calibration, point = old.manifest.calibration, old.manifest.operating_point
-    of_tiles, of_slides, changed = [], [], 0
+    compared = old.manifest.out_of_distribution
+    limit = None if compared is None else compared.limits.get("embedding")
+    of_tiles, of_slides, of_distances, changed = [], [], [], 0
     for of_slide in tiles.values():
         said: tuple[Seen, Seen] = (before(of_slide), after(of_slide))
         for name, values in said[0].probabilities.items():
@@ -99,9 +104,20 @@ def measured_cost(old: ModelPackage, new: ModelPackage, tiles: dict[str, np.ndar
             for who, seen in zip((before, after), said, strict=True)
         )
         of_slides.append(abs(one - other))
+        if limit is not None:
+            near, far = (
+                who.distances(seen)["embedding"]
+                for who, seen in zip((before, after), said, strict=True)
+            )
+            of_distances.append(abs(near - far) / limit)
         if point is not None:
             changed += (one >= point.threshold) != (other >= point.threshold)
-    return Cost(np.concatenate(of_tiles), np.array(of_slides), None if point is None else changed)
+    return Cost(
+        np.concatenate(of_tiles),
+        np.array(of_slides),
+        None if point is None else changed,
+        np.array(of_distances),
+    )
 
 
 def _check_cost(package: ModelPackage, cost: Cost) -> None:
@@ -132,13 +148,16 @@ def _record(package: ModelPackage, sets: TileSets, cost: Cost) -> dict[str, Any]
         "slide_change_mean": round(float(cost.slides.mean()), 6),
         "slide_change_max": round(float(cost.slides.max()), 6),
         "calls_changed": cost.calls_changed,
+        "distance_change_max": round(float(cost.distances.max()), 6)
+        if cost.distances.size
+        else None,
     }
 
 
 def _told(record: dict[str, Any]) -> tuple[str, ...]:
     changed = record["calls_changed"]
     measured = _slides(record["measured_slides"])
-    lines = (
+    lines: tuple[str, ...] = (
         f"int8: ranges set on {record['calibration_tiles']:,} tiles of "
         f"{_slides(record['calibration_slides'])}.",
         f"Its cost, on {record['measured_tiles']:,} other tiles of {measured}: a tile's "
@@ -146,6 +165,11 @@ def _told(record: dict[str, Any]) -> tuple[str, ...]:
         f"{record['tile_change_max']:.4f} at most, a slide's by {record['slide_change_mean']:.4f} "
         f"and {record['slide_change_max']:.4f} ({INT8_TOLERANCE:g} is allowed).",
     )
+    if record["distance_change_max"] is not None:
+        lines += (
+            "The embedding's distance from the training slides changes by at most "
+            f"{record['distance_change_max']:.0%} of its limit, which is kept.",
+        )
     if changed is None:
         return lines
     return (*lines, f"The operating point is kept; of {measured}, {changed} changed side.")

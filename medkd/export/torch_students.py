@@ -5,7 +5,8 @@ from __future__ import annotations
 from safetensors.torch import load_file
 
 from medkd.errors import ConfigError, ModelPackageError
-from medkd.inference.package import ModelPackage, Student
+from medkd.inference.manifest import Student
+from medkd.inference.package import ModelPackage
 from medkd.networks.staged import Network
 from medkd.networks.timm_models import PREFIX as TIMM
 from medkd.networks.zoo import build_network

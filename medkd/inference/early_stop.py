@@ -12,7 +12,8 @@ from medkd.errors import ModelPackageError
 from medkd.slides.judging import OUT_OF_FOCUS, UNREADABLE, USED
 
 if TYPE_CHECKING:
-    from medkd.inference.package import Manifest, ModelPackage
+    from medkd.inference.manifest import Manifest
+    from medkd.inference.package import ModelPackage
 
 # By this factor tiles grow from one look to the next. Every look is allowed for, but costs time.
 LOOK_FACTOR = 1.1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -143,6 +143,10 @@ def _left(slide: ScannedSlide, done: int) -> tuple[str, ...]:
     )
 
 
+def _within(distances: Mapping[str, float], limits: Mapping[str, float]) -> bool:
+    return all(distances[what] <= limit for what, limit in limits.items())
+
+
 def _predict(students: Students) -> Callable[[_Batch], Seen | None]:
     """What students say of a batch; None where it has no tile."""
     return lambda batch: students(batch.pixels) if batch.places else None
@@ -164,8 +168,9 @@ def infer_slide(
     This thread reads while others predict. The answer is the same, bit for bit, for any number of
     them: a batch is one thread's, and batches are taken in the order in which they were read.
     Where the package's gates say ``early_stop``, tiles come in random order, and the slide is left
-    once they settle its call (:mod:`medkd.inference.early_stop`); a warning says so, ``counts`` are
-    of the tiles until then, and the interval is the one that settled it.
+    once they settle its call (:mod:`medkd.inference.early_stop`) and do not look out of
+    distribution; a warning says so, ``counts`` are of the tiles until then, and the interval is
+    the one that settled it.
 
     Args:
         path: the slide.
@@ -189,6 +194,9 @@ def infer_slide(
     fates: list[str] = []
     early, next_look = manifest.gates.early_stop, manifest.gates.min_tiles
     settled: tuple[float, float] | None = None
+    compared = manifest.out_of_distribution
+    limits = {} if compared is None else compared.limits
+    distances: dict[str, float] = {}
     with open_slide_for_tiling(
         path,
         manifest.preprocessing.tile,
@@ -210,10 +218,11 @@ def infer_slide(
                 extremes.add(np.mean(list(seen.probabilities.values()), axis=0), batch.pixels)
                 if early and next_look <= len(places) and len(fates) < slide.candidates:
                     next_look = math.ceil(LOOK_FACTOR * len(places))
-                    so_far = Seen.together(collected).probabilities
-                    settled = settled_interval(so_far, fates, manifest)
-                    if settled is not None:
+                    so_far = Seen.together(collected)
+                    settled = settled_interval(so_far.probabilities, fates, manifest)
+                    if settled is not None and _within(students.distances(so_far), limits):
                         break
+                    settled = None
         warnings = (*slide.warnings, *_left(slide, len(fates)))
         done = time.perf_counter()
 
@@ -224,8 +233,8 @@ def infer_slide(
         if early:
             # As a pass row by row has them: read to the end, the answer is the same.
             order = np.lexsort(np.array(places).T)
-            places, seen = [places[number] for number in order], seen.taken(order)
-        raw = students.score(seen)
+            places, seen = [places[number] for number in order], seen.in_order(order)
+        raw, distances = students.score(seen), students.distances(seen)
         if settled is not None:
             raw = replace(raw, lower=settled[0], upper=settled[1])
         of_students = np.stack(list(seen.probabilities.values()))
@@ -247,11 +256,13 @@ def infer_slide(
             counts.rejected["out_of_focus"],
             counts.unreadable,
             (slide.properties.mpp,),
+            distances,
         ),
         negative=package.negative,
         positive=manifest.positive,
         conformal=manifest.conformal,
         trained_mpp=manifest.trained_mpp,
+        distance_limits=limits,
     )
     return SlideInference(
         properties=slide.properties,

@@ -19,15 +19,28 @@ from medkd.inference.earlier_result import result_of
 from medkd.inference.engine import SlideInference, Students, infer_slide
 from medkd.inference.extremes import extremes_png
 from medkd.inference.heatmap import heatmap_png
+from medkd.inference.manifest import Manifest
 from medkd.inference.maps.write import MAP_FILES, check_map_kinds, map_files
 from medkd.inference.package import ModelPackage
 from medkd.inference.report import report_html
 from medkd.inference.report_pdf import report_pdf
-from medkd.inference.result import Gate, Model, Mpp, Quality, Reading, Result, Synthetic, Tiles
+from medkd.inference.result import (
+    Gate,
+    Model,
+    Mpp,
+    NotChecked,
+    Quality,
+    Reading,
+    Result,
+    Synthetic,
+    Tiles,
+)
 from medkd.inference.slide_files import SlideFile, check_mpp, slide_id_of
 from medkd.logs import log_event
 from medkd.progress import progress, warn
 from medkd.slide_level.calibration import least_score
+from medkd.slide_level.call import out_of_distribution
+from medkd.slide_level.out_of_distribution import BEFORE, nothing_checked
 from medkd.slide_level.pooling import MEAN_PROBABILITY
 from medkd.slides.openslide_reader import fingerprint
 
@@ -284,6 +297,7 @@ def build_result(
                 Gate(name=g.name, value=float(g.value), limit=float(g.limit), passed=g.passed)
                 for g in call.gates
             ),
+            not_checked=_not_checked(manifest),
             warnings=inference.warnings,
         ),
         tiles=Tiles(**asdict(inference.counts)),
@@ -303,6 +317,14 @@ def build_result(
             model=manifest.provenance.trained_on_synthetic,
         ),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _not_checked(manifest: Manifest) -> tuple[NotChecked, ...]:
+    compared = manifest.out_of_distribution or nothing_checked(BEFORE)
+    return tuple(
+        NotChecked(name=out_of_distribution(one.what), reason=one.reason)
+        for one in compared.not_checked
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from medkd.errors import StageError
 from medkd.files import sha256_of_json
 from medkd.inference.labelled_results import SlideLabel, SlideResult
-from medkd.slide_level.call import NO_RESULT
+from medkd.slide_level.call import NO_RESULT, out_of_distribution
 from medkd.slide_level.labelled import FEWEST_PATIENTS
 from medkd.slide_level.pooling import PatientPooling
 
@@ -29,6 +29,8 @@ class LabelledPatients:
         synthetic_slides: how many of these were drawn.
         sha256: of slides, patients, labels, scores and tiles; names the data, and tells no id.
         warnings: what was left aside and what is odd, a sentence each.
+        distances: (patients,), of the slide that is farthest from the training slides, of what the
+            model compares.
     """
 
     labels: np.ndarray
@@ -37,6 +39,7 @@ class LabelledPatients:
     synthetic_slides: int
     sha256: str
     warnings: tuple[str, ...]
+    distances: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def join_patients(
@@ -46,6 +49,7 @@ def join_patients(
     pooling: PatientPooling,
     positive: str,
     cohort: str,
+    compared: Collection[str] = (),
 ) -> LabelledPatients:
     """Patients with a label and a score; what has only one of the two is left aside, and told.
 
@@ -55,9 +59,10 @@ def join_patients(
         pooling: how the model makes a patient's score of several slides.
         positive: name of the class.
         cohort: who the patients are, in words, for the messages.
+        compared: what the model compares with its training slides.
 
     Raises:
-        StageError: no slide has both.
+        StageError: no slide has both, or one has a score and no distance.
     """
     both = sorted(results.keys() & labels.keys())
     if not both:
@@ -84,10 +89,12 @@ def join_patients(
     for name, result in scored.items():
         slides_of.setdefault(labels[name].patient_id, []).append(result)
     is_positive = {labels[name].patient_id: labels[name].label == positive for name in scored}
+    distances = {what: _distances(what, slides_of, cohort) for what in compared}
     content: list[Any] = [
         (name, labels[name].patient_id, labels[name].label, result.score, result.tiles.used)
         for name, result in scored.items()
     ]
+    content += [of_patients.tolist() for of_patients in distances.values()]
     return LabelledPatients(
         labels=np.array([is_positive[patient] for patient in slides_of], bool),
         scores=np.array([patient_score(slides, pooling) for slides in slides_of.values()]),
@@ -95,7 +102,28 @@ def join_patients(
         synthetic_slides=sum(result.synthetic.slide for result in scored.values()),
         sha256=sha256_of_json(content),
         warnings=tuple(warnings),
+        distances=distances,
     )
+
+
+def _distances(
+    what: str, slides_of: Mapping[str, Sequence[SlideResult]], cohort: str
+) -> np.ndarray:
+    """Of each patient that of the farthest slide, (patients,)."""
+    gate = out_of_distribution(what)
+    found = []
+    for slides in slides_of.values():
+        of_slides = {slide.slide_id: slide.gate(gate) for slide in slides}
+        for slide_id, distance in of_slides.items():
+            if distance is None:
+                raise StageError(
+                    f"the result of slide '{slide_id}' does not tell its {what}'s distance from "
+                    "the training slides",
+                    where=cohort,
+                    remedy="Call the slide again with 'medkd infer'.",
+                )
+        found.append(max(distance for distance in of_slides.values() if distance is not None))
+    return np.array(found)
 
 
 def patient_score(slides: Iterable[SlideResult], pooling: PatientPooling) -> float:

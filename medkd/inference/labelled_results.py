@@ -38,6 +38,15 @@ class _Synthetic(_Read):
     slide: bool
 
 
+class _Gate(_Read):
+    name: str
+    value: float
+
+
+class _Quality(_Read):
+    gates: tuple[_Gate, ...]
+
+
 class SlideResult(_Read):
     """What is taken of one ``result.json``. ``score``: before calibration."""
 
@@ -48,6 +57,11 @@ class SlideResult(_Read):
     tiles: _Tiles
     model: _Model
     synthetic: _Synthetic
+    qc: _Quality
+
+    def gate(self, name: str) -> float | None:
+        """What was measured for a quality gate; None: it was not."""
+        return next((gate.value for gate in self.qc.gates if gate.name == name), None)
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from medkd.slide_level.out_of_distribution import in_words as limit_in_words
+from medkd.slide_level.out_of_distribution import nothing_checked
 from medkd.slide_level.slide_head import in_words
 
 if TYPE_CHECKING:
-    from medkd.inference.package import Manifest
+    from medkd.inference.manifest import Manifest
 
 _STAIN_WORDS = {
     "macenko": "Each tile is given the stains of a reference first (Macenko's method).",
@@ -62,6 +64,10 @@ def model_card(manifest: Manifest) -> str:
         "",
         *_operating_point(manifest),
         "",
+        "## Other slides than those of training",
+        "",
+        *_out_of_distribution(manifest),
+        "",
         *_recalibration(manifest),
         *_quantisation(manifest),
         "## Limits",
@@ -99,6 +105,21 @@ def _operating_point(manifest: Manifest) -> list[str]:
             f"{Estimate(**test['patient_auroc'])}.",
         ]
     return lines
+
+
+def _out_of_distribution(manifest: Manifest) -> list[str]:
+    compared = manifest.out_of_distribution
+    if compared is None:
+        compared = nothing_checked(
+            "the model is not aggregated yet, or was before this was checked"
+        )
+    return [
+        *(f"- {limit_in_words(check)}" for check in compared.checks),
+        *(
+            f"- Whether the {whats} of a slide is out of distribution is not checked: {reason}."
+            for reason, whats in compared.reasons.items()
+        ),
+    ]
 
 
 def _calibration(manifest: Manifest) -> str:
@@ -147,6 +168,12 @@ def _recalibration(manifest: Manifest) -> list[str]:
         "patients like these, although these chose the threshold; the new slope and intercept "
         "are cross-validated.",
         "",
+        *(
+            f"- Limit of the distance of the {one.what} from the training slides: "
+            f"{one.old_limit:.2f} before, {one.new_limit:.2f} now; {one.beyond_old} of these "
+            "patients have a slide beyond the old one."
+            for one in record.distances
+        ),
         *(f"- {warning}" for warning in record.warnings),
         *[""] * bool(record.warnings),
     ]
@@ -158,6 +185,13 @@ def _quantisation(manifest: Manifest) -> list[str]:
     if record is None:
         return []
     calls = "" if record.calls_changed is None else f", and {record.calls_changed} calls differed"
+    change = record.distance_change_max
+    distance = (
+        ""
+        if change is None
+        else "; the embedding's distance from the training slides changed by at most "
+        f"{change:.0%} of its limit"
+    )
     return [
         "## Students in 8-bit integers",
         "",
@@ -166,7 +200,7 @@ def _quantisation(manifest: Manifest) -> list[str]:
         f"On {record.measured_tiles:,} other tiles of {record.measured_slides} slides a tile's "
         f"probability changed by {record.tile_change_mean:.4f} on average and "
         f"{record.tile_change_max:.4f} at most, a slide's by {record.slide_change_mean:.4f} and "
-        f"{record.slide_change_max:.4f}{calls}. The operating point is that of version "
+        f"{record.slide_change_max:.4f}{calls}{distance}. The operating point is that of version "
         f"{record.from_version}; what was tested of that version was tested in float32.",
         "",
     ]

@@ -10,19 +10,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ValidationError
 
-from medkd.config import InferConfig, SlideLevelConfig, TileConfig
-from medkd.datasets.stain import StainReference
 from medkd.errors import ModelPackageError
 from medkd.files import make_folder, sha256_of_file, sha256_of_json, write_bytes, write_json
+from medkd.inference.manifest import Manifest
 from medkd.inference.model_card import model_card
-from medkd.inference.recalibration_record import Interval, RecalibrationRecord, Sha256
-from medkd.schema import Strict, faults
+from medkd.schema import faults
 from medkd.slide_level.calibration import CalibrationMap
 from medkd.slide_level.conformal import ConformalSets
+from medkd.slide_level.out_of_distribution import OutOfDistribution
 from medkd.slide_level.slide_head import PackagedSlideHead
 from medkd.yaml_file import parse_yaml
 
@@ -31,163 +30,6 @@ MANIFEST = "model.json"
 CARD = "model_card.md"
 _ALLOWED_SUFFIXES = {".onnx", ".safetensors", ".md"}
 _ANEW = "Get the package anew from where it was made."
-
-
-class Preprocessing(Strict):
-    """How a slide becomes the tiles that the students were trained on."""
-
-    tile: TileConfig
-    reader: Literal["openslide"] = "openslide"
-    jpeg_round_trip: Literal[True] = Field(
-        True, description="Tiles are encoded and decoded at tile.jpeg_quality, as in training."
-    )
-    stain: StainReference | None = Field(
-        None, description="Whose colours a decoded tile is given, as in training; null: none's."
-    )
-
-
-class Student(Strict):
-    """One network that ships."""
-
-    name: str
-    network: str
-    width: float = 1.0
-    stem_stride: int | None = Field(None, description="null: the network's own.")
-    max_pool: bool | None = Field(None, description="null: the network's own.")
-    parameters: int
-    onnx: str = Field(
-        description="tiles, uint8 N x size x size x 3 -> probabilities, float32 N x classes, and "
-        "embeddings, float32 N x embedding_size."
-    )
-    embedding_size: int | None = Field(
-        None, description="Length of a tile's pooled features; null: the network has none."
-    )
-    safetensors: str
-
-
-class PackagedOperatingPoint(Strict):
-    """The frozen threshold and what it reached where it was chosen."""
-
-    threshold: float
-    target_sensitivity: float | None
-    sensitivity: float
-    sensitivity_interval: Interval
-    specificity: float
-    specificity_interval: Interval
-    cohort: str
-    patients: int
-    positives: int
-    date: str
-    method: str
-    rule: str = Field(
-        "fixed sensitivity",
-        description="fixed sensitivity, fixed specificity, Youden or cost-weighted.",
-    )
-    prevalence: float | None = Field(None, description="Of the cohort; null in older packages.")
-    confidence: float | None = Field(
-        None, description="Level of the intervals; null in older packages."
-    )
-    target_specificity: float | None = Field(None, description="null: not the rule.")
-    cost_ratio: float | None = Field(
-        None, description="What a missed positive costs, in false alarms; null: not the rule."
-    )
-    stated_prevalence: float | None = Field(
-        None, description="For which costs were weighed; null: not the rule."
-    )
-    fitted_to_sha256: Sha256 | None = Field(
-        None,
-        description="SHA-256 of all that gives the probability that it is a threshold of: classes, "
-        "preprocessing, students, slide head, calibration and conformal sets.",
-    )
-
-
-class Quantisation(Strict):
-    """What became of the students' answers when they were turned into 8-bit integers.
-
-    Changes are absolute differences of probabilities, measured on tiles that did not set ranges.
-    """
-
-    from_version: str = Field(description="Of the package whose students these are in float32.")
-    from_sha256: Sha256
-    method: str
-    calibration_slides: int
-    calibration_tiles: int
-    measured_slides: int
-    measured_tiles: int
-    tile_change_mean: float
-    tile_change_max: float
-    slide_change_mean: float
-    slide_change_max: float
-    calls_changed: int | None = Field(
-        description="Measured slides on the other side of the threshold; null: there is none."
-    )
-
-
-class Provenance(Strict):
-    """Where the model comes from."""
-
-    run_id: str
-    experiment: str
-    run_name: str
-    method: str
-    seed: int
-    epochs: int
-    best_epoch: int
-    data_digest: str
-    patients: dict[str, int] = Field(description="Patients by role.")
-    tiles: dict[str, int] = Field(description="Tiles by role.")
-    trained_on_synthetic: bool
-    software: str
-    torch: str
-
-
-class Manifest(Strict):
-    """``model.json``."""
-
-    schema_version: Literal[1]
-    name: str
-    version: str
-    created: str
-    task: Literal["classification"]
-    research_use_only: Literal[True]
-    classes: Annotated[tuple[str, ...], Field(strict=False, min_length=2)]
-    positive: str
-    preprocessing: Preprocessing
-    students: Annotated[tuple[Student, ...], Field(strict=False, min_length=1)]
-    slide_head: PackagedSlideHead
-    calibration: CalibrationMap = Field(
-        description="From the students' mean score to the probability of the positive class."
-    )
-    operating_point: PackagedOperatingPoint | None = Field(
-        description="A threshold of that probability."
-    )
-    conformal: ConformalSets | None = Field(
-        None, description="Sets that call instead of the operating point; null: it calls."
-    )
-    recalibration: RecalibrationRecord | None = Field(
-        None, description="Where these come from if not from the training; null: from there."
-    )
-    test_performance: dict[str, Any] | None = Field(
-        None, description="Figures on test patients, as in evaluation.json."
-    )
-    gates: InferConfig
-    trained_mpp: Interval | None = Field(
-        None,
-        description="Least and largest resolution of level 0 of training slides, um/px; null: "
-        "not known, and no gate.",
-    )
-    slide_level: SlideLevelConfig
-    quantisation: Quantisation | None = Field(
-        None, description="Of int8 students; null: they are in float32."
-    )
-    provenance: Provenance
-    files: dict[str, Sha256] = Field(description="SHA-256 of every other file.")
-
-    @model_validator(mode="after")
-    def _positive_is_a_class(self) -> Manifest:
-        if self.positive not in self.classes:
-            raise ValueError(f"'positive' must be one of the classes {list(self.classes)}")
-        return self
 
 
 @dataclass(frozen=True)
@@ -231,7 +73,8 @@ def freeze_decisions(
     folder: Path,
     *,
     slide_head: PackagedSlideHead,
-    head_files: Mapping[str, bytes],
+    out_of_distribution: OutOfDistribution,
+    files: Mapping[str, bytes],
     trained_mpp: tuple[float, float] | None,
     calibration: CalibrationMap,
     operating_point: Mapping[str, Any],
@@ -243,17 +86,20 @@ def freeze_decisions(
     Args:
         folder: of the package.
         slide_head: how tiles become scores.
-        head_files: relative path to content of a learned pooling's files.
+        out_of_distribution: what slides are held against.
+        files: relative path to content, of a learned pooling and of what slides are held against.
         trained_mpp: least and largest resolution of level 0 of training slides, um/px.
         calibration, operating_point, conformal: fitted to these scores.
         test_performance: as in ``evaluation.json``.
     """
     package = load_package(folder, needs_operating_point=False)
     content = package.manifest.model_dump(mode="json")
-    earlier = package.manifest.slide_head.learned
-    dropped = {CARD, *(earlier.onnx.values() if earlier is not None else ())}
+    learned, compared = package.manifest.slide_head.learned, package.manifest.out_of_distribution
+    earlier = [*(learned.onnx.values() if learned else ()), compared.file if compared else None]
+    dropped = {CARD, *(name for name in earlier if name is not None)}
     names = [name for name in content.pop("files") if name not in dropped]
     content["slide_head"] = slide_head.model_dump(mode="json")
+    content["out_of_distribution"] = out_of_distribution.model_dump(mode="json")
     content["trained_mpp"] = trained_mpp
     content["calibration"] = calibration.model_dump(mode="json")
     content["operating_point"] = dict(operating_point)
@@ -261,12 +107,12 @@ def freeze_decisions(
     content["test_performance"] = dict(test_performance)
     content["recalibration"] = None
     (folder / MANIFEST).unlink()
-    for name in dropped.difference(head_files, {CARD}):
+    for name in dropped.difference(files, {CARD}):
         (folder / name).unlink()
-    for name, data in head_files.items():
+    for name, data in files.items():
         make_folder((folder / name).parent)
         write_bytes(folder / name, data)
-    _write_manifest(folder, content, [*names, *head_files])
+    _write_manifest(folder, content, [*names, *files])
     return load_package(folder)
 
 
@@ -365,16 +211,18 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
                 where=folder,
                 remedy=_ANEW,
             )
-    learned = manifest.slide_head.learned
-    for student in manifest.students:
-        needed = [student.onnx, student.safetensors]
-        if learned is not None:
-            needed.append(learned.onnx.get(student.name, "slide head"))
-        for name in needed:
-            if name not in manifest.files:
-                raise ModelPackageError(
-                    f"'{name}' of {student.name} has no SHA-256", where=folder, remedy=_ANEW
-                )
+    learned, compared = manifest.slide_head.learned, manifest.out_of_distribution
+    needed = [(one.name, name) for one in manifest.students for name in (one.onnx, one.safetensors)]
+    if learned is not None:
+        heads = ((one.name, learned.onnx.get(one.name)) for one in manifest.students)
+        needed += [(whose, name or "slide head") for whose, name in heads]
+    if compared is not None and compared.file is not None:
+        needed.append(("the training slides", compared.file))
+    for whose, name in needed:
+        if name not in manifest.files:
+            raise ModelPackageError(
+                f"'{name}' of {whose} has no SHA-256", where=folder, remedy=_ANEW
+            )
     known = {folder / name for name in (*manifest.files, MANIFEST)}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path not in known and not path.name.endswith(".medkd-tmp"):
@@ -396,8 +244,3 @@ def _check_operating_point(folder: Path, manifest: Manifest) -> None:
         where=folder / MANIFEST,
         remedy="Run 'medkd aggregate' on this model's run, or 'medkd recalibrate'.",
     )
-
-
-def manifest_schema() -> dict[str, Any]:
-    """The JSON schema of ``model.json``, published as ``model.schema.json``."""
-    return Manifest.model_json_schema()

@@ -7,17 +7,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from medkd.errors import ConfigError, StageError
+from medkd.errors import ConfigError, StageError, TooFewPatientsError
 from medkd.inference.labelled_patients import LabelledPatients, check_patients, join_patients
 from medkd.inference.labelled_results import read_labels, read_results
+from medkd.inference.manifest import PackagedOperatingPoint
 from medkd.inference.new_version import check_new_folder, version_name, write_new_version
-from medkd.inference.package import (
-    ModelPackage,
-    PackagedOperatingPoint,
-    load_package,
-)
+from medkd.inference.package import ModelPackage, load_package
 from medkd.inference.recalibration_record import (
     RecalibrationRecord,
+    SiteDistances,
     SiteFigure,
     SiteFigures,
 )
@@ -25,6 +23,8 @@ from medkd.progress import warn
 from medkd.slide_level.calibration_error import CalibrationFigures
 from medkd.slide_level.conformal import ConformalSets, fit_conformal
 from medkd.slide_level.operating_point import OperatingPoint
+from medkd.slide_level.out_of_distribution import OutOfDistribution
+from medkd.slide_level.out_of_distribution_fit import refit_limits
 from medkd.slide_level.recalibration import Recalibration, recalibrate
 
 TARGET_SENSITIVITY = 0.95
@@ -84,12 +84,14 @@ def run_recalibrate_stage(
     manifest = package.manifest
     old_point = manifest.operating_point
     assert old_point is not None  # load_package refuses a package without one
+    compared = manifest.out_of_distribution
     patients = join_patients(
         read_results(results, package),
         read_labels(labels, manifest.classes),
         pooling=manifest.slide_head.patient,
         positive=manifest.positive,
         cohort=options.cohort,
+        compared=() if compared is None else compared.limits,
     )
     for warning in patients.warnings:
         warn(warning)
@@ -111,16 +113,18 @@ def run_recalibrate_stage(
     )
     conformal = _prediction_sets(package, patients, found, options)
     of_the_cohort = _of_the_cohort(patients, found, options, manifest.positive)
-    warnings = (*of_the_target, *of_the_cohort, *found.warnings)
+    limits, distances, of_the_limits = _distance_limits(package, patients, found, options)
+    warnings = (*of_the_target, *of_the_cohort, *found.warnings, *of_the_limits)
     for warning in warnings:
         warn(warning)
-    record = _record(package, patients, found, options, warnings)
+    record = _record(package, patients, found, options, distances, warnings)
     new: dict[str, Any] = {
         "calibration": found.map.model_dump(mode="json"),
         "operating_point": found.new_point.to_json(),
         "conformal": None if conformal is None else conformal.model_dump(mode="json"),
         "test_performance": None,
         "recalibration": record.model_dump(mode="json"),
+        **({} if limits is None else {"out_of_distribution": limits.model_dump(mode="json")}),
     }
     return write_new_version(
         package,
@@ -179,6 +183,51 @@ def _prediction_sets(
         ) from error
 
 
+def _distance_limits(
+    package: ModelPackage,
+    patients: LabelledPatients,
+    found: Recalibration,
+    options: RecalibrateOptions,
+) -> tuple[OutOfDistribution | None, tuple[SiteDistances, ...], tuple[str, ...]]:
+    """Limits that take these patients for normal, what became of each, and what is to be told."""
+    old = package.manifest.out_of_distribution
+    if old is None or not old.checks:
+        return old, (), ()
+    warnings = []
+    try:
+        new = refit_limits(
+            old,
+            patients.distances,
+            package.manifest.gates.out_of_distribution_share,
+            date=found.new_point.date,
+            cohort=options.cohort,
+        )
+    except TooFewPatientsError as error:
+        new = old
+        warnings.append(
+            "The old limits of what is out of distribution are kept, which the site's slides may "
+            f"lie beyond: {error.what}."
+        )
+    changes = tuple(
+        SiteDistances(
+            what=what,
+            old_limit=limit,
+            new_limit=new.limits[what],
+            beyond_old=int((patients.distances[what] > limit).sum()),
+        )
+        for what, limit in old.limits.items()
+    )
+    if new is not old:
+        warnings += [
+            f"{one.beyond_old} of the {len(patients.labels)} patients have a slide whose "
+            f"{one.what} was out of distribution; the new limit of {one.new_limit:.2f} takes such "
+            "slides for normal. Look whether they are."
+            for one in changes
+            if one.beyond_old
+        ]
+    return new, changes, tuple(warnings)
+
+
 def _target_sensitivity(
     old: PackagedOperatingPoint, options: RecalibrateOptions
 ) -> tuple[float, tuple[str, ...]]:
@@ -219,6 +268,7 @@ def _record(
     patients: LabelledPatients,
     found: Recalibration,
     options: RecalibrateOptions,
+    distances: tuple[SiteDistances, ...],
     warnings: tuple[str, ...],
 ) -> RecalibrationRecord:
     manifest, point = package.manifest, found.new_point
@@ -237,6 +287,7 @@ def _record(
         confidence=point.confidence,
         map_parameters=found.parameters,
         map_shrinkage=found.shrinkage,
+        distances=distances,
         old=_figures(found.old_point, found.old_calibration),
         new=_figures(point, found.new_calibration),
         warnings=warnings,

@@ -48,6 +48,15 @@ class SiteFigures(Strict):
         }
 
 
+class SiteDistances(Strict):
+    """How far the site's patients lie from the training slides, and where the limit went."""
+
+    what: str = Field(description="stain or embedding.")
+    old_limit: float
+    new_limit: float
+    beyond_old: int = Field(description="Patients with a slide beyond the old limit.")
+
+
 class RecalibrationRecord(Strict):
     """Where a recalibrated model comes from, what it was fitted to, and what that changed."""
 
@@ -69,6 +78,9 @@ class RecalibrationRecord(Strict):
         description="Of the calibration map that were fitted: 0, 1 (slope) or 2 (and intercept)."
     )
     map_shrinkage: float = Field(description="0 keeps the old map, 1 takes the fit as it is.")
+    distances: Annotated[tuple[SiteDistances, ...], Field(strict=False)] = Field(
+        (), description="Of what the model compares with its training slides."
+    )
     old: SiteFigures = Field(description="Of the old map and threshold.")
     new: SiteFigures = Field(
         description="Of the new ones; those of calibration are cross-validated."

@@ -6,7 +6,7 @@ import base64
 
 from markupsafe import Markup
 
-from medkd.inference.package import Manifest
+from medkd.inference.manifest import Manifest
 from medkd.inference.report_content import report_content
 from medkd.inference.result import Result
 from medkd.pages import page_template

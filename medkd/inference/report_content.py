@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from medkd.inference.package import Manifest
+from medkd.inference.manifest import Manifest
 from medkd.inference.result import Result
+from medkd.slide_level.out_of_distribution import in_words as limit_in_words
 from medkd.slide_level.slide_head import in_words
 
 
@@ -19,6 +20,7 @@ class ReportTable:
         head: titles of columns; empty: none.
         bold: numbers of rows that matter more.
         bad: numbers of rows of which the last cell is a failure.
+        notes: sentences below.
     """
 
     title: str
@@ -26,6 +28,7 @@ class ReportTable:
     head: tuple[str, ...] = ()
     bold: frozenset[int] = frozenset()
     bad: frozenset[int] = frozenset()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,19 +96,27 @@ def _students(result: Result) -> ReportTable:
 
 def _quality(result: Result) -> ReportTable:
     gates = result.qc.gates
+    checked = (
+        (
+            gate.name,
+            f"{round(gate.value, 3):g}",
+            f"{round(gate.limit, 3):g}",
+            "passed" if gate.passed else "failed",
+        )
+        for gate in gates
+    )
+    names_of: dict[str, list[str]] = {}
+    for one in result.qc.not_checked:
+        names_of.setdefault(one.reason, []).append(one.name)
     return ReportTable(
         "Quality",
-        tuple(
-            (
-                gate.name,
-                f"{round(gate.value, 3):g}",
-                f"{gate.limit:g}",
-                "passed" if gate.passed else "failed",
-            )
-            for gate in gates
-        ),
+        (*checked, *((one.name, "", "", "not checked") for one in result.qc.not_checked)),
         ("check", "found", "limit", ""),
         bad=frozenset(n for n, gate in enumerate(gates) if not gate.passed),
+        notes=tuple(
+            f"Not checked{f' ({names[0]})' if len(names_of) > 1 else ''}: {reason}."
+            for reason, names in names_of.items()
+        ),
     )
 
 
@@ -155,4 +166,12 @@ def _facts(result: Result, manifest: Manifest) -> tuple[tuple[str, str], ...]:
             f"{point.patients} {point.cohort}, {point.positives} of them positive; sensitivity "
             f"there {point.sensitivity:.2f} ({low:.2f} to {high:.2f})",
         ),
+        *_distances(manifest),
     )
+
+
+def _distances(manifest: Manifest) -> tuple[tuple[str, str], ...]:
+    compared = manifest.out_of_distribution
+    if compared is None or not compared.checks:
+        return ()
+    return (("out of distribution", " ".join(map(limit_in_words, compared.checks))),)

@@ -12,7 +12,7 @@ from xml.sax.saxutils import escape
 from medkd.inference.report_content import ReportContent, ReportTable, report_content
 
 if TYPE_CHECKING:
-    from medkd.inference.package import Manifest
+    from medkd.inference.manifest import Manifest
     from medkd.inference.result import Result
 
 INK, SOFT, LINE, ACCENT, WARN = "#1d2733", "#5b6775", "#d9dee4", "#0b5f8a", "#a04000"
@@ -236,7 +236,14 @@ def _side_by_side(pair: tuple[ReportTable, ReportTable], width: float) -> Any:
 
     gap = 18
     half = (width - gap) / 2
-    cells = [[_title(one.title), _table(one, half)] for one in pair]
+    cells = [
+        [
+            _title(one.title),
+            _table(one, half),
+            *(_paragraph(escape(note), size=8, colour=SOFT) for note in one.notes),
+        ]
+        for one in pair
+    ]
     style = [
         ("LEFTPADDING", (0, 0), (-1, -1), 0),
         ("RIGHTPADDING", (0, 0), (-1, -1), 0),

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from medkd.inference.package import Interval, PackagedOperatingPoint
+from medkd.inference.manifest import PackagedOperatingPoint
+from medkd.inference.recalibration_record import Interval
 from medkd.schema import Strict
 
 SCHEMA_VERSION = 1
@@ -21,10 +22,18 @@ class Gate(Strict):
     passed: bool
 
 
+class NotChecked(Strict):
+    """A quality check that this model cannot make, and why."""
+
+    name: str
+    reason: str
+
+
 class Quality(Strict):
     """What was checked, and what is odd about the slide."""
 
     gates: Annotated[tuple[Gate, ...], Field(strict=False)]
+    not_checked: Annotated[tuple[NotChecked, ...], Field(strict=False)] = ()
     warnings: Annotated[tuple[str, ...], Field(strict=False)]
 
 

@@ -14,8 +14,10 @@ from medkd.inference.early_stop import check_early_stop
 from medkd.inference.fused import INPUT, fused, opsets
 from medkd.inference.package import ModelPackage
 from medkd.slide_level.learned_head import SlideHeads
+from medkd.slide_level.out_of_distribution import Cohort, cohort_from_bytes, distances
 from medkd.slide_level.pooling import SlideScore, pool_slide
 from medkd.slide_level.score_interval import Interval
+from medkd.slide_level.slide_features import TileSums
 from medkd.slide_level.slide_head import LearnedPooling
 
 # float32 softmax may end this far outside of 0 to 1.
@@ -29,32 +31,46 @@ class Seen:
     Attributes:
         probabilities: of the positive class, float32 (N,) of each student.
         embeddings: float16 N x D of each student; empty where the pooling does without.
+        sums: what the slide is held against the training slides by; None where it is not.
     """
 
     probabilities: dict[str, np.ndarray]
     embeddings: dict[str, np.ndarray]
+    sums: TileSums | None = None
 
     @classmethod
     def together(cls, parts: Sequence[Seen]) -> Seen:
         """All tiles of several."""
-        return cls(
-            *(
-                {
-                    name: np.concatenate([getattr(part, kind)[name] for part in parts])
-                    for name in getattr(parts[0], kind)
-                }
-                for kind in ("probabilities", "embeddings")
-            )
+        sums = [part.sums for part in parts if part.sums is not None]
+        probabilities, embeddings = (
+            {
+                name: np.concatenate([getattr(part, kind)[name] for part in parts])
+                for name in getattr(parts[0], kind)
+            }
+            for kind in ("probabilities", "embeddings")
+        )
+        return cls(probabilities, embeddings, TileSums.together(sums) if sums else None)
+
+    def in_order(self, order: np.ndarray) -> Seen:
+        """The same tiles in another order of their numbers, (N,)."""
+        return Seen(
+            {name: values[order] for name, values in self.probabilities.items()},
+            {name: values[order] for name, values in self.embeddings.items()},
+            self.sums,
         )
 
-    def taken(self, order: np.ndarray) -> Seen:
-        """The tiles of these numbers, (M,), in this order."""
-        return Seen(
-            *(
-                {name: values[order] for name, values in getattr(self, kind).items()}
-                for kind in ("probabilities", "embeddings")
-            )
-        )
+
+@dataclass(frozen=True)
+class Said:
+    """What one network says of N tiles.
+
+    Attributes:
+        probabilities: of the positive class, float32 (N,).
+        embeddings: its pooled features, float32 N x D; None where they were not asked for.
+    """
+
+    probabilities: np.ndarray
+    embeddings: np.ndarray | None
 
 
 class Students:
@@ -64,15 +80,16 @@ class Students:
     docs/decisions/0004-inference-threads.md says why.
 
     Raises:
-        ModelPackageError: onnxruntime cannot load a student, or the package stops slides early
-            and has a pooling or an interval that does not allow it.
+        ModelPackageError: onnxruntime cannot load a student, the package stops slides early and
+            has a pooling or an interval that does not allow it, or what slides are held against
+            is of other students.
     """
 
     def __init__(self, package: ModelPackage) -> None:
         check_early_stop(package)
         manifest = package.manifest
-        self._positive = manifest.classes.index(manifest.positive)
         self._package = package
+        self._cohort = _training_slides(package)
         self._sessions = _sessions(
             {student.name: package.folder / student.onnx for student in manifest.students}
         )
@@ -90,15 +107,12 @@ class Students:
         Raises:
             ModelPackageError: a student gives something that is not a probability.
         """
-        kinds = ["probabilities"] if self._heads is None else ["probabilities", "embeddings"]
-        found: dict[str, np.ndarray] = {}
-        for students, session in self._sessions.items():
-            wanted = [f"{student}_{kind}" for student in students for kind in kinds]
-            found |= zip(wanted, session.run(wanted, {INPUT: tiles}), strict=True)
-        probabilities, embeddings = {}, {}
-        for student in self._package.manifest.students:
-            name = student.name
-            values = found[f"{name}_probabilities"][:, self._positive]
+        compared = self._cohort.keys()
+        said = self.say(tiles, embeddings=self._heads is not None or "embedding" in compared)
+        probabilities: dict[str, np.ndarray] = {}
+        embeddings: dict[str, np.ndarray] = {}
+        for name, one in said.items():
+            values = one.probabilities
             if not ((values >= -_ROUNDING) & (values <= 1 + _ROUNDING)).all():
                 raise ModelPackageError(
                     f"{name} gave a probability that is not a number between 0 and 1",
@@ -106,10 +120,36 @@ class Students:
                     remedy="The network is broken; use another model.",
                 )
             probabilities[name] = np.clip(values, 0, 1)
-            if self._heads is not None:
-                # As 'medkd predict' keeps them for the head's training.
-                embeddings[name] = found[f"{name}_embeddings"].astype(np.float16)
-        return Seen(probabilities, embeddings)
+            if one.embeddings is not None:
+                embeddings[name] = one.embeddings
+        sums = TileSums.of(tiles, embeddings) if compared else None
+        # As 'medkd predict' keeps them for the head's training.
+        halves = {name: values.astype(np.float16) for name, values in embeddings.items()}
+        return Seen(probabilities, halves if self._heads is not None else {}, sums)
+
+    def say(self, tiles: np.ndarray, *, embeddings: bool) -> dict[str, Said]:
+        """What each student says of tiles, uint8 N x H x W x 3, by name."""
+        kinds = ["probabilities", *(["embeddings"] if embeddings else [])]
+        found: dict[str, np.ndarray] = {}
+        for students, session in self._sessions.items():
+            wanted = [f"{student}_{kind}" for student in students for kind in kinds]
+            found |= zip(wanted, session.run(wanted, {INPUT: tiles}), strict=True)
+        manifest = self._package.manifest
+        positive = manifest.classes.index(manifest.positive)
+        return {
+            one.name: Said(
+                found[f"{one.name}_probabilities"][:, positive],
+                found.get(f"{one.name}_embeddings"),
+            )
+            for one in manifest.students
+        }
+
+    def distances(self, seen: Seen) -> dict[str, float]:
+        """How far a slide lies from the training slides, of what the package compares."""
+        if seen.sums is None:
+            return {}
+        names = [student.name for student in self._package.manifest.students]
+        return distances(seen.sums.features(), self._cohort, names)
 
     def score(self, seen: Seen) -> SlideScore:
         """The score of a slide, before calibration, by the pooling of the package.
@@ -129,6 +169,25 @@ class Students:
         return pool_slide(
             seen.probabilities, pooling=head.pooling, ensembling=head.ensembling, **options
         )
+
+
+def _training_slides(package: ModelPackage) -> Cohort:
+    """What slides are held against; empty where they are not."""
+    manifest = package.manifest
+    compared = manifest.out_of_distribution
+    if compared is None or compared.file is None:
+        return {}
+    path = package.folder / compared.file
+    try:
+        cohort = cohort_from_bytes(path.read_bytes(), compared.checks)
+        sizes = [student.embedding_size for student in manifest.students]
+        if "embedding" in cohort and len(cohort["embedding"].mean) != sum(n or 0 for n in sizes):
+            raise ValueError("'embedding' is not of these students")
+    except ValueError as error:
+        raise ModelPackageError(
+            str(error), where=path, remedy="Run 'medkd aggregate' on the model's run again."
+        ) from None
+    return cohort
 
 
 def _sessions(paths: Mapping[str, Path]) -> dict[tuple[str, ...], Any]:

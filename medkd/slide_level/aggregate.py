@@ -75,6 +75,7 @@ def aggregate(
     embeddings: Path,
     date: str,
     synthetic: bool,
+    distance_limits: Mapping[str, float] | None = None,
     advance: Advance | None = None,
 ) -> Aggregation:
     """Pool, fit what is frozen to validation patients, and evaluate on test patients.
@@ -88,6 +89,7 @@ def aggregate(
         embeddings: the folder, as in docs/files.md; looked at by learned poolings only.
         date: of the operating point, ISO.
         synthetic: whether any slide was drawn.
+        distance_limits: how far from the training slides a slide may lie, of what is compared.
         advance: told of every slide that is read.
 
     Raises:
@@ -157,7 +159,9 @@ def aggregate(
         own = table["network"] == ENSEMBLE
         table["probability"] = np.nan
         table.loc[own, "probability"] = decisions.calibration(table.loc[own, "score"].to_numpy())
-        table["call"] = _calls(table, measured, decisions, config, trained_mpp)
+        table["call"] = _calls(
+            table, measured, decisions, config, trained_mpp, distance_limits or {}
+        )
     evaluation = _evaluate(slides, patients, decisions, areas.areas(), config)
     evaluation["synthetic"] = synthetic
     return Aggregation(
@@ -228,6 +232,7 @@ def _calls(
     decisions: Decisions,
     config: Config,
     trained_mpp: tuple[float, float] | None,
+    distance_limits: Mapping[str, float],
 ) -> list[str | None]:
     classes, positive = config.data.classes, config.data.positive
     negative = " or ".join(name for name in classes if name != positive)
@@ -248,6 +253,7 @@ def _calls(
                 positive=positive,
                 conformal=decisions.conformal,
                 trained_mpp=trained_mpp,
+                distance_limits=distance_limits,
             ).call
         )
     return calls

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,6 +18,8 @@ from medkd.files import atomic_path, write_bytes, write_json
 from medkd.inference.package import freeze_decisions, load_package
 from medkd.progress import progress, warn
 from medkd.slide_level.aggregate import Aggregation, aggregate
+from medkd.slide_level.feature_file import FEATURE_FILE
+from medkd.slide_level.out_of_distribution_fit import FittedChecks, fit_checks
 from medkd.slide_level.plots import evaluation_plots
 from medkd.slide_level.slide_quality import SlideQuality
 from medkd.slide_level.statistics import Estimate
@@ -62,21 +64,43 @@ def run_aggregate_stage(config: Config) -> AggregateResult:
             f"cannot be read: {str(error)[:200]}", where=path, remedy="Run 'medkd predict' again."
         ) from error
     records = slide_records(config.tiles_folder, slide_ids, config.tile)
+    students = [student.name for student in package.manifest.students]
+    date = datetime.now(UTC).date().isoformat()
+    checks = fit_checks(
+        folder / FEATURE_FILE,
+        slide_ids,
+        students,
+        enabled=config.infer.out_of_distribution,
+        share=config.infer.out_of_distribution_share,
+        date=date,
+    )
+    qualities = {
+        slide_id: replace(
+            SlideQuality.of_record(record), distances=checks.distances.get(slide_id, {})
+        )
+        for slide_id, record in records.items()
+    }
     with progress("pooling", len(slide_ids)) as advance:
         result = aggregate(
             path,
             {row.patient_id: row.label for row in rows},
-            {slide_id: SlideQuality.of_record(record) for slide_id, record in records.items()},
-            [student.name for student in package.manifest.students],
+            qualities,
+            students,
             config,
             embeddings=folder / "embeddings",
-            date=datetime.now(UTC).date().isoformat(),
+            date=date,
             synthetic=package.manifest.provenance.trained_on_synthetic,
+            distance_limits=checks.packaged.limits,
             advance=advance,
         )
-    for warning in (*result.decisions.warnings, *_without_predictions(rows, result)):
+    for warning in (
+        *result.decisions.warnings,
+        *_without_predictions(rows, result),
+        *_not_compared(config, checks),
+    ):
         warn(warning)
-    _write(config, result)
+    result.evaluation["out_of_distribution"] = _out_of_distribution(result, checks)
+    _write(config, result, checks)
     with tracked_runs(config) as runs:
         _log(config, result, runs)
     with store_errors(tracking_uri(config)):
@@ -98,7 +122,35 @@ def _without_predictions(rows: Sequence[SlideRow], result: Aggregation) -> tuple
     )
 
 
-def _write(config: Config, result: Aggregation) -> None:
+def _not_compared(config: Config, checks: FittedChecks) -> tuple[str, ...]:
+    """What slides will not be held against, though nobody turned that off."""
+    if not config.infer.out_of_distribution:
+        return ()
+    return tuple(
+        f"calls will not tell slides whose {whats} is out of distribution: {reason}"
+        for reason, whats in checks.packaged.reasons.items()
+    )
+
+
+def _out_of_distribution(result: Aggregation, checks: FittedChecks) -> dict[str, Any]:
+    """What is compared, and how many slides of each role lie beyond the limits."""
+    limits = checks.packaged.limits
+    roles = result.slides.drop_duplicates("slide_id").set_index("slide_id")["role"]
+    beyond = {
+        slide_id: any(distances[what] > limit for what, limit in limits.items())
+        for slide_id, distances in checks.distances.items()
+    }
+    return {
+        **checks.packaged.model_dump(mode="json", exclude={"file"}),
+        "slides": {
+            role: {"slides": len(own), "beyond": sum(beyond[slide_id] for slide_id in own)}
+            for role, own in roles.groupby(roles).groups.items()
+            if beyond
+        },
+    }
+
+
+def _write(config: Config, result: Aggregation, checks: FittedChecks) -> None:
     folder = config.run_folder
     for name, table in (
         ("slide_calls", result.slides),
@@ -115,7 +167,8 @@ def _write(config: Config, result: Aggregation) -> None:
     freeze_decisions(
         config.model_folder,
         slide_head=result.slide_head,
-        head_files=result.head_files,
+        out_of_distribution=checks.packaged,
+        files={**result.head_files, **checks.files},
         trained_mpp=result.trained_mpp,
         calibration=result.decisions.calibration,
         operating_point=result.operating_point.to_json(),
@@ -198,6 +251,21 @@ def _auroc_rows(result: Aggregation) -> tuple[tuple[str, str, str, str], ...]:
     return tuple(rows)
 
 
+def _limit_lines(result: Aggregation) -> tuple[str, ...]:
+    known = result.evaluation["out_of_distribution"]
+    if not known["checks"]:
+        return ()
+    limits = ", ".join(
+        f"{check['what']} {check['limit']['distance']:.2f} ({check['limit']['rule']})"
+        for check in known["checks"]
+    )
+    limit, tested = known["checks"][0]["limit"], known["slides"]["test"]
+    return (
+        f"Out of distribution beyond a distance of: {limits}, set on {limit['patients']} "
+        f"{limit['cohort']}. Of {tested['slides']} test slides {tested['beyond']} are.",
+    )
+
+
 def _lines(config: Config, result: Aggregation, registered: str) -> tuple[str, ...]:
     point, known = result.operating_point, result.evaluation["at_operating_point"]
     test = result.evaluation["test"]
@@ -208,6 +276,7 @@ def _lines(config: Config, result: Aggregation, registered: str) -> tuple[str, .
         f"On {test['patients']} test patients ({test['positives']} {config.data.positive}): "
         f"sensitivity {Estimate(**known['sensitivity'])}, specificity "
         f"{Estimate(**known['specificity'])}.",
+        *_limit_lines(result),
         f"Model package: {config.model_folder}"
         + (f"; in MLflow's registry as {registered}" if registered else ""),
         f"Figures and tables: {config.run_folder}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,7 @@ def make_call(
     positive: str = "MSI",
     conformal: ConformalSets | None = None,
     trained_mpp: tuple[float, float] | None = None,
+    distance_limits: Mapping[str, float] | None = None,
 ) -> Call:
     """Call one slide, or one patient.
 
@@ -63,11 +65,13 @@ def make_call(
         conformal: sets that were fitted with the calibration.
         trained_mpp: least and largest resolution of level 0 of training slides, micrometres per
             pixel; None: not known, and no gate.
+        distance_limits: how far from the training slides a slide may lie, of what is compared;
+            None: nothing is, and no gate.
     """
     enough, lacking = _enough(quality, limits)
     if lacking or score is None:
         return Call(NO_RESULT, tuple(lacking), tuple(enough))
-    fit, doubts = _fit_for_the_model(score, quality, limits, trained_mpp)
+    fit, doubts = _fit_for_the_model(score, quality, limits, trained_mpp, distance_limits or {})
     gates = (*enough, *fit)
     if doubts:
         return Call(INDETERMINATE, (*doubts, "Use the standard test."), gates)
@@ -101,6 +105,7 @@ def _fit_for_the_model(
     quality: SlideQuality,
     limits: InferConfig,
     trained_mpp: tuple[float, float] | None,
+    distance_limits: Mapping[str, float],
 ) -> tuple[list[Gate], list[str]]:
     """Gates that leave a score in doubt, and what those say that failed."""
     gates, doubts = [], []
@@ -141,7 +146,22 @@ def _fit_for_the_model(
                 f"The slide has {mpp:.3g} µm/px; the model is for {lowest:.3g} to {highest:.3g} "
                 "µm/px, after the slides that it was trained on.",
             )
+    for what, limit in distance_limits.items():
+        distance = quality.distances[what]
+        gate(
+            out_of_distribution(what),
+            distance,
+            limit,
+            distance <= limit,
+            f"The {what} is out of distribution: {distance:.2f} from that of the training slides "
+            f"(Mahalanobis distance); up to {limit:.2f} is taken for their kind.",
+        )
     return gates, doubts
+
+
+def out_of_distribution(what: str) -> str:
+    """Name of the gate of one distance from the training slides."""
+    return f"out of distribution: {what}"
 
 
 def _percent(share: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -17,6 +17,7 @@ class SlideQuality:
         out_of_focus: tiles with tissue that were rejected as out of focus.
         unreadable: tiles with tissue that could not be read.
         mpp: resolution of level 0 of each slide where it is known, micrometres per pixel.
+        distances: from the training slides, of what is compared; of several slides the largest.
     """
 
     tissue_mm2: float
@@ -24,6 +25,7 @@ class SlideQuality:
     out_of_focus: int = 0
     unreadable: int = 0
     mpp: tuple[float, ...] = ()
+    distances: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any]) -> SlideQuality:
@@ -48,6 +50,10 @@ class SlideQuality:
             self.out_of_focus + other.out_of_focus,
             self.unreadable + other.unreadable,
             self.mpp + other.mpp,
+            {
+                what: max(one.distances[what] for one in (self, other) if what in one.distances)
+                for what in {**self.distances, **other.distances}
+            },
         )
 
     @property

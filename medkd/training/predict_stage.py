@@ -22,6 +22,7 @@ from medkd.distill.method import load_method
 from medkd.errors import StageError
 from medkd.files import sha256_of_file
 from medkd.progress import progress
+from medkd.slide_level.slide_features import TileSums
 from medkd.slides.store import INDEX_NAME
 from medkd.tracking import sending_leftovers
 from medkd.training.checkpoint import load_network, read_completion
@@ -101,6 +102,7 @@ def run_predict_stage(
             "tiles": sha256_of_file(config.tiles_folder / INDEX_NAME),
             "stain": recorded(stain),
             "precision": config.train.precision,
+            "features_of": shipped,
         },
     )
     kept = parts.embeddings(sizes) if sizes else {}
@@ -113,7 +115,7 @@ def run_predict_stage(
     cohort.eval()
     look = _students(cohort, networks) if students_only else _everyone(cohort)
     with sending_leftovers(config):
-        _predict(config, table, stain, look, fabric, parts, kept)
+        _predict(config, table, stain, look, fabric, parts, kept, shipped)
     for file in kept.values():
         file.flush()
     return PredictResult(parts.assemble(), len(table.tiles), tuple(networks), tuple(kept), before)
@@ -175,6 +177,7 @@ def _predict(
     fabric: Fabric,
     parts: PredictionParts,
     kept: Mapping[str, np.ndarray],
+    shipped: Sequence[str],
 ) -> None:
     """Every slide that is not done yet."""
     tiles = table.tiles
@@ -188,26 +191,33 @@ def _predict(
         for slide in todo:
             first, behind = parts.rows(slide)
             held: dict[str, list[np.ndarray]] = {}
+            sums: list[TileSums] = []
             count = 0
             while count < behind - first:
+                batch = next(batches)
                 images = device_images(
-                    next(batches), fabric.device, channels_last=config.train.channels_last
+                    batch, fabric.device, channels_last=config.train.channels_last
                 )
                 with fabric.autocast():
                     seen = look(images)
+                embeddings: dict[str, np.ndarray] = {}
                 for name, (logits, pooled) in seen.items():
                     probabilities = torch.softmax(logits.float(), dim=1)[:, positive]
                     held.setdefault(name, []).append(probabilities.cpu().numpy())
+                    if name in shipped and pooled is not None:
+                        embeddings[name] = pooled.float().cpu().numpy()
                     if name in kept:
-                        assert pooled is not None
-                        held.setdefault(f"{name}/embedding", []).append(pooled.half().cpu().numpy())
+                        half = embeddings[name].astype(np.float16)
+                        held.setdefault(f"{name}/embedding", []).append(half)
+                sums.append(TileSums.of(np.moveaxis(batch["image"].numpy(), 1, -1), embeddings))
                 count += len(images)
                 advance(len(images))
             whole = {name: np.concatenate(values) for name, values in held.items()}
-            _check_finite(config, slide, whole)
+            features = TileSums.together(sums).features()
+            _check_finite(config, slide, {**whole, **features.means, **features.variances})
             for name, file in kept.items():
                 file[first:behind] = whole.pop(f"{name}/embedding")
-            parts.write(slide, whole)
+            parts.write(slide, whole, features)
 
 
 def _check_finite(config: Config, slide_id: str, values: Mapping[str, np.ndarray]) -> None:

@@ -23,6 +23,8 @@ from medkd.files import (
     sha256_of_json,
     write_json,
 )
+from medkd.slide_level.feature_file import FEATURE_FILE, feature_row
+from medkd.slide_level.slide_features import SlideFeatures
 from medkd.training.data import slide_ranges
 
 FILE = "predictions.parquet"
@@ -93,10 +95,16 @@ class PredictionParts:
                 opened[network] = np.lib.format.open_memmap(path, "r+")
         return opened
 
-    def write(self, slide_id: str, probabilities: Mapping[str, np.ndarray]) -> None:
-        """Keep one slide's probabilities, float32 (tiles,) of each network."""
+    def write(
+        self, slide_id: str, probabilities: Mapping[str, np.ndarray], features: SlideFeatures
+    ) -> None:
+        """Keep one slide's probabilities, float32 (tiles,) of each network, and what it is like."""
         first, behind = self.rows(slide_id)
         tiles = self._tiles.iloc[first:behind]
+        slide = tiles.iloc[0]
+        row = feature_row(slide_id, slide["patient_id"], slide["role"], features)
+        with atomic_path(self._features(slide_id)) as path:
+            pq.write_table(row, path)
         networks = list(probabilities)
         columns: dict[str, Any] = {
             name: np.tile(tiles[name].to_numpy(), len(networks))
@@ -115,6 +123,9 @@ class PredictionParts:
         with atomic_path(path) as temporary, pq.ParquetWriter(temporary, _SCHEMA) as writer:
             for slide_id in self.slide_ids:
                 writer.write_table(pq.read_table(self._part(slide_id)).cast(_SCHEMA))
+        rows = [pq.read_table(self._features(slide_id)) for slide_id in self.slide_ids]
+        with atomic_path(self._run_folder / FEATURE_FILE) as temporary:
+            pq.write_table(pa.concat_tables(rows), temporary)
         folder = self._run_folder / EMBEDDINGS
         if folder.is_dir():
             with atomic_path(folder / "tiles.parquet") as temporary:
@@ -125,6 +136,9 @@ class PredictionParts:
 
     def _part(self, slide_id: str) -> Path:
         return self._folder / f"{slide_id}.parquet"
+
+    def _features(self, slide_id: str) -> Path:
+        return self._folder / "features" / f"{slide_id}.parquet"
 
 
 def _make_array(path: Path, shape: tuple[int, int]) -> None:

@@ -17,6 +17,7 @@ from medkd.export.stage import run_export_stage
 from medkd.inference.infer_stage import infer_slides
 from medkd.inference.package import load_package
 from medkd.inference.slide_files import SlideFile
+from medkd.inference.students import Students
 
 # Of meta_schema_20240725.json, which MONAI's verify_metadata fetches.
 MONAI_REQUIRES = {
@@ -134,7 +135,8 @@ def test_embeddings_reach_a_learned_pooling(make_model, trained, tiles, tmp_path
     """As ``predict`` keeps them: float16."""
     package = load_package(make_model(tmp_path / "model"))
     monkeypatch.setattr(type(package.manifest.slide_head), "learned", property(lambda _: True))
-    monkeypatch.setattr(TorchStudents.__mro__[1], "__init__", lambda *_: None)
+    without = {"_package": package, "_heads": object(), "_cohort": {}}
+    monkeypatch.setattr(Students, "__init__", lambda self, _: vars(self).update(without))
     students = [{"name": n, "network": "resnet10", "width": 0.0625, "stem_stride": None,
                  "max_pool": None} for n in trained.networks]  # fmt: skip
     network = StudentEnsemble(students, 2)

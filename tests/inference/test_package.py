@@ -9,9 +9,11 @@ import pytest
 
 from medkd.errors import ModelPackageError
 from medkd.inference.engine import Students
-from medkd.inference.package import freeze_decisions, load_package, manifest_schema
+from medkd.inference.manifest import manifest_schema
+from medkd.inference.package import freeze_decisions, load_package
 from medkd.inference.result import result_schema
 from medkd.slide_level.calibration import Uncalibrated
+from medkd.slide_level.out_of_distribution import nothing_checked
 from medkd.slide_level.pooling_kinds import TopK
 from medkd.slide_level.slide_head import LearnedPooling, PackagedSlideHead
 
@@ -206,7 +208,8 @@ def freeze(folder, point, performance, calibration=None):
     return freeze_decisions(
         folder,
         slide_head=load_package(folder, needs_operating_point=False).manifest.slide_head,
-        head_files={},
+        out_of_distribution=nothing_checked("it is not tested here"),
+        files={},
         trained_mpp=(0.25, 0.5),
         calibration=calibration or Uncalibrated(),
         operating_point=point,
@@ -280,6 +283,7 @@ def test_a_head_that_is_frozen_and_one_that_replaces_it(make_package, tmp_path):
     students = [student.name for student in package.manifest.students]
     paths = {name: f"slide_head/{name}.onnx" for name in students}
     options = {
+        "out_of_distribution": nothing_checked("it is not tested here"),
         "trained_mpp": None,
         "calibration": Uncalibrated(),
         "operating_point": package.manifest.operating_point.model_dump(mode="json"),
@@ -288,7 +292,7 @@ def test_a_head_that_is_frozen_and_one_that_replaces_it(make_package, tmp_path):
     }
     learned = PackagedSlideHead(pooling=LearnedPooling(kind="attention", onnx=paths))
     files = {path: path.encode() for path in paths.values()}
-    frozen = freeze_decisions(folder, slide_head=learned, head_files=files, **options)
+    frozen = freeze_decisions(folder, slide_head=learned, files=files, **options)
     assert frozen.manifest.slide_head == learned
     before, after = package.manifest.operating_point, frozen.manifest.operating_point
     assert before.fitted_to_sha256 != after.fitted_to_sha256
@@ -299,7 +303,7 @@ def test_a_head_that_is_frozen_and_one_that_replaces_it(make_package, tmp_path):
     (folder / paths[students[0]]).write_bytes(files[paths[students[0]]])
 
     top = PackagedSlideHead(pooling=TopK(), ensembling="slides_first", patient="max_of_slides")
-    again = freeze_decisions(folder, slide_head=top, head_files={}, **options)
+    again = freeze_decisions(folder, slide_head=top, files={}, **options)
     assert again.manifest.slide_head == load_package(folder).manifest.slide_head == top
     assert not any(path.is_file() for path in (folder / "slide_head").glob("*"))
     assert (

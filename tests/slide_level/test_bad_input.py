@@ -78,6 +78,9 @@ def test_two_validation_patients_freeze_a_threshold_and_warn(
         f"warning: There is a single negative patient: {lone}",
         "warning: 2 of 11 slides have no predictions and are in no figure, 2 patients have none at "
         "all (the first slide is v2_s); tiles/report.csv says why slides were not tiled",
+        "warning: calls will not tell slides whose stain and embedding is out of distribution: the "
+        "predictions do not have what it takes, as an earlier medkd made them; predict and "
+        "aggregate again",
     ]
 
 

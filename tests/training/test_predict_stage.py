@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -24,6 +25,7 @@ from medkd.config import load_config
 from medkd.datasets.tables import read_slides
 from medkd.errors import OutputError, StageError
 from medkd.files import sha256_of_file
+from medkd.slide_level.feature_file import FEATURE_FILE, read_features
 from medkd.slides.store import TileStore
 from medkd.training.data import load_tile_table, slide_batches
 from medkd.training.predict_stage import run_predict_stage
@@ -76,7 +78,7 @@ def test_an_interrupted_prediction_goes_on_with_the_other_slides(
     assert whole.slides_before == 0
     assert whole.embeddings == ("student_0", "student_1")
     folder = config.run_folder
-    files = [whole.path, *sorted((folder / "embeddings").iterdir())]
+    files = [whole.path, folder / FEATURE_FILE, *sorted((folder / "embeddings").iterdir())]
     expected = {path: sha256_of_file(path) for path in files}
     assert pq.ParquetFile(whole.path).num_row_groups == len(rows)
     assert not (folder / "predictions.parts").exists()
@@ -85,11 +87,11 @@ def test_an_interrupted_prediction_goes_on_with_the_other_slides(
     written: list[str] = []
     write = PredictionParts.write
 
-    def full_disk(self: PredictionParts, slide_id: str, probabilities: dict) -> None:
+    def full_disk(self: PredictionParts, slide_id: str, *what: Any) -> None:
         if len(written) == 7:
             raise OutputError("no space left on the disk", where="here", remedy="Free some.")
         written.append(slide_id)
-        write(self, slide_id, probabilities)
+        write(self, slide_id, *what)
 
     monkeypatch.setattr(PredictionParts, "write", full_disk)
     with pytest.raises(OutputError):
@@ -178,6 +180,37 @@ def test_embeddings_are_what_the_package_gives(trained: Cohort) -> None:
         np.testing.assert_allclose(kept[row], found, rtol=2e-3, atol=1e-4)
 
 
+def test_what_slides_look_like_is_kept_without_embeddings(trained: Cohort) -> None:
+    """Mean and variance of what each tile's embedding, kept beside, says, in half precision."""
+    config, rows = trained.config, trained.rows
+    run_predict_stage(config, rows)
+    path = config.run_folder / FEATURE_FILE
+    assert not (config.run_folder / "embeddings").exists()
+    alone = read_features(path, ["student_0", "student_1"])
+    run_predict_stage(config, rows, students_only=True, embeddings=True)
+    beside = read_features(path, ["student_0", "student_1"])
+    tiles = pd.read_parquet(config.run_folder / "embeddings" / "tiles.parquet")
+    assert alone.slides["slide_id"].tolist() == sorted(row.slide_id for row in rows)
+    assert alone.slides["tiles"].tolist() == tiles.groupby("slide_id").size().tolist()
+    for student in ("student_0", "student_1"):
+        kept = np.load(config.run_folder / "embeddings" / f"{student}.npy").astype(np.float64)
+        by_slide = pd.DataFrame(kept).groupby(tiles["slide_id"])
+        for found in (alone, beside):
+            np.testing.assert_allclose(found.means[student], by_slide.mean(), rtol=1e-3, atol=1e-4)
+            np.testing.assert_allclose(
+                found.variances[student], by_slide.var(ddof=0), rtol=5e-3, atol=1e-5
+            )
+    # The colours of one slide, tile by tile from the store: strength of the mean density.
+    slide_id = tiles.at[0, "slide_id"]
+    strengths = []
+    with TileStore(config.tiles_folder / f"{slide_id}.zip") as store:
+        for tile in tiles[tiles["slide_id"] == slide_id].itertuples():
+            density = np.log(240) - np.log(store.read(tile.x, tile.y)[::4, ::4] + 1.0)
+            strengths.append(np.log(density.mean((0, 1))).sum() / np.sqrt(3))
+    assert alone.means["stain"][0, 0] == pytest.approx(np.mean(strengths), rel=1e-5)
+    np.testing.assert_array_equal(alone.means["stain"], beside.means["stain"])
+
+
 def test_networks_without_pooled_features_have_no_embeddings(
     cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,6 +231,8 @@ def test_networks_without_pooled_features_have_no_embeddings(
         "or train students that have stages ('medkd networks' says which)."
     )
     assert run_predict_stage(config, rows).networks == ("teacher", "student_0")
+    found = read_features(config.run_folder / FEATURE_FILE, ["student_0"])
+    assert list(found.means) == ["stain"]
 
 
 def test_the_command_tells_what_it_did(trained: Cohort) -> None:
