@@ -45,8 +45,8 @@ class DetectionConfig(Strict):
     )
     channels: Positive = Field(
         64,
-        description="Width of the pyramid and of the heads, a multiple of 8; a network can have its "
-        "own (pyramid_channels).",
+        description="Width of pyramids and heads, a multiple of 8; a network can have its own "
+        "(pyramid_channels).",
     )
     least_score: Fraction = Field(0.05, description="Boxes of a lower score are not looked at.")
     nms_iou: Fraction = Field(

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from medkd.config.data import DataConfig
+from medkd.config.detection import DetectionConfig
 from medkd.config.experiment import Config
 from medkd.config.template import plain
 from medkd.config.train import TrainConfig
@@ -18,7 +19,14 @@ from medkd.yaml_file import KeyPath, YamlDocument, parse_yaml, read_yaml
 
 # Relative to where the command is given, not to the file.
 _OPTIONAL_PATHS = (("tile", "annotations"), ("split", "file"), ("stain", "reference_image"))
-_PATH_KEYS = ("output", "data.slides", *(".".join(key) for key in _OPTIONAL_PATHS))
+# Whose default is a path, too.
+_PATHS = (("data", "slides", DataConfig), ("detection", "boxes", DetectionConfig))
+_PATH_KEYS = (
+    "output",
+    "data.slides",
+    "detection.boxes",
+    *(".".join(key) for key in _OPTIONAL_PATHS),
+)
 
 
 def load_config(path: Path | None, assignments: tuple[str, ...] = ()) -> Config:
@@ -85,9 +93,10 @@ def _anchor_paths(content: dict[str, Any], folder: Path) -> None:
         content["output"] = str(
             folder / content.get("output", Config.model_fields["output"].default)
         )
-    data = content.setdefault("data", {})
-    if isinstance(data, dict) and isinstance(data.get("slides", ""), str):
-        data["slides"] = str(folder / data.get("slides", DataConfig.model_fields["slides"].default))
+    for name, key, schema in _PATHS:
+        section = content.setdefault(name, {})
+        if isinstance(section, dict) and isinstance(section.get(key, ""), str):
+            section[key] = str(folder / section.get(key, schema.model_fields[key].default))
     for name, key in _OPTIONAL_PATHS:
         section = content.get(name)
         if isinstance(section, dict) and isinstance(section.get(key), str):
@@ -111,7 +120,8 @@ def _assign(content: dict[str, Any], assignment: str, assigned: dict[KeyPath, st
             remedy="Write it as in --set train.epochs=5.",
         )
     steps = key.strip().split(".")
-    value: Any = parse_yaml(text, f"--set {assignment}").content if text.strip() else None
+    nothing = text.strip() in ("", "null", "~")  # a file that says this is an empty one
+    value: Any = None if nothing else parse_yaml(text, f"--set {assignment}").content
     if key.strip() in _PATH_KEYS and isinstance(value, str):
         value = str(Path(value).expanduser().resolve())
     try:

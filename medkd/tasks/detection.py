@@ -41,6 +41,8 @@ class Detection:
     Attributes:
         grid: the anchors, the same for every network.
         classes: names of what is looked for; background is not among them.
+        least_score: boxes of a lower score are no part of :meth:`metrics`.
+        nms_iou: of two boxes of a class that overlap more, the better one is a part of it.
 
     Labels are float32 N x M x 5: class number, x1, y1, x2, y2 in pixels of the image, the right
     and lower edge outside; rows of class -1 are padding, and M may be 0. Logits are float N x
@@ -49,6 +51,8 @@ class Detection:
 
     grid: AnchorGrid
     classes: tuple[str, ...]
+    least_score: float = 0.01
+    nms_iou: float = 0.5
 
     @cached_property
     def link_losses(self) -> Mapping[str, LinkLoss]:
@@ -57,9 +61,7 @@ class Detection:
         Beside those of detectors, what classification compares of features. Its losses of logits
         are of classes that exclude one another.
         """
-        of_features = {
-            name: loss for name, loss in LOSSES.items() if "logits" not in loss.compares
-        }
+        of_features = {name: loss for name, loss in LOSSES.items() if "logits" not in loss.compares}
         on_anchors = {
             name: replace(loss, compute=partial(self._on_anchors, loss.compute))
             for name, loss in DETECTION_LOSSES.items()
@@ -173,7 +175,8 @@ class Detection:
             predictions: float N x anchors x (classes + 4), from :meth:`predictions`.
             labels: float N x M x 5.
         """
-        return detection_metrics.metrics(select(predictions), labels, self.classes)
+        found = select(predictions, least_score=self.least_score, nms_iou=self.nms_iou)
+        return detection_metrics.metrics(found, labels, self.classes)
 
     def example_labels(self, count: int, device: torch.device) -> Tensor:
         """A box of the first class in the middle of each image, half as wide and high."""

@@ -103,7 +103,10 @@ def configured_task(config: Config) -> Task:
     if config.task == "detection":
         from medkd.tasks.detection import Detection
 
-        return Detection(anchor_grid(config.detection), config.detection.classes)
+        settings = config.detection
+        return Detection(
+            anchor_grid(settings), settings.classes, settings.least_score, settings.nms_iou
+        )
     train, data = config.train, config.data
     positive = data.classes.index(data.positive)
     return Classification(train.class_weights, train.label_smoothing, positive)
