@@ -37,8 +37,10 @@ from medkd.importers.kvasir import find_kvasir
 from medkd.tasks.detection_intervals import Comparison, compare_means
 from medkd.tasks.detection_metrics import Matches, match
 from medkd.training.box_evaluate_stage import REPORT, run_box_evaluation
+from medkd.training.checkpoint import read_completion
 from medkd.training.detections_file import FOLDER, NAME, check_weights, read_detections
 from medkd.training.train_stage import run_train_stage
+from medkd.yaml_file import read_yaml
 
 METHODS = ("independent", "kd", "dml", "kd_ml")
 TITLES = {"independent": "Independent", "kd": "KD", "dml": "ML", "kd_ml": "KD+ML"}
@@ -80,9 +82,9 @@ def prepare(arguments: argparse.Namespace) -> None:
 
 
 def finished(config: Config) -> dict[str, Any] | None:
-    """The evaluation of a run whose networks are still those that were evaluated."""
-    report = config.run_folder / FOLDER / REPORT
-    if not report.exists():
+    """The evaluation of a run with these settings, whose networks are those that were evaluated."""
+    report, settings = config.run_folder / FOLDER / REPORT, config.run_folder / "config.yaml"
+    if not report.exists() or read_yaml(settings).content != config.resolved():
         return None
     check_weights(config.run_folder, read_detections(config.run_folder / FOLDER / NAME))
     found: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
@@ -94,8 +96,10 @@ def run(config: Config) -> dict[str, Any]:
 
     A run of other settings is refused by the train stage.
     """
-    trained = run_train_stage(config, ())
-    report = finished(config) or run_box_evaluation(config).report
+    report = finished(config)
+    if report is None:
+        run_train_stage(config, ())
+        report = run_box_evaluation(config).report
     models = {model["name"]: model for model in report["models"]}
     value = {
         name: {key: model["figures"][key]["value"] for key in model["figures"]}
@@ -108,7 +112,7 @@ def run(config: Config) -> dict[str, Any]:
         "seed": config.seed,
         "shipped": report["shipped"],
         "best_epoch": report["run"]["best_epoch"],
-        "minutes": round(trained.seconds / 60, 1),
+        "minutes": round(read_completion(config.run_folder)["seconds"] / 60, 1),
         "figures": value[report["shipped"]],
         "students": [value[name] for name in students],
         "teacher": value[teachers[0]] if teachers else None,

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from medkd.tasks.detection_intervals import Comparison, Estimate, bootstrap, compare
+from medkd.tasks.detection_intervals import (
+    Comparison,
+    Estimate,
+    bootstrap,
+    compare,
+    compare_means,
+)
 from medkd.tasks.detection_metrics import Matches, match, metrics
 from medkd.tasks.detections import Detections
 
@@ -212,3 +218,45 @@ def test_wrong_calls_are_value_errors() -> None:
     for other in (seen(7, 3), seen(5, 3, negatives=1)):
         with pytest.raises(ValueError, match="different true boxes"):
             compare(seen(6, 3), other)
+
+
+# Several runs of a method.
+
+
+def test_one_run_each_is_a_comparison() -> None:
+    first, second = (match(random_images(seed), labels(14, 9), POLYP) for seed in (3, 4))
+    assert (
+        compare_means([first], [second], resamples=60, seed=5)
+        == compare(first, second, resamples=60, seed=5)["ap50"]
+    )
+
+
+def test_several_runs_are_the_mean_of_each_draw() -> None:
+    """AP50 of all found at one score without an alarm is the share that is found."""
+    firsts, seconds = [seen(20, 16), seen(20, 12)], [seen(20, 9), seen(20, 11), seen(20, 10)]
+    compared = compare_means(firsts, seconds, resamples=4000)
+    alone = [float(np.mean([metrics_of(one) for one in side])) for side in (firsts, seconds)]
+    assert compared.first == pytest.approx(alone[0])
+    assert compared.second == pytest.approx(alone[1])
+    assert compared.difference.value == pytest.approx(alone[0] - alone[1])
+    assert compared.difference.lower is not None
+    assert compared.difference.upper is not None
+    assert compared.difference.lower < alone[0] - alone[1] < compared.difference.upper
+    assert compared.p_value is not None
+    assert 0 < compared.p_value < 0.05
+    back = compare_means(seconds, firsts, resamples=4000)
+    assert back.difference.value == pytest.approx(alone[1] - alone[0])
+    assert back.difference.lower == pytest.approx(-compared.difference.upper)
+
+
+def metrics_of(matches: Matches) -> float:
+    value = bootstrap(matches, resamples=1)["ap50"].value
+    assert value is not None
+    return value
+
+
+def test_methods_without_runs_or_of_other_images_are_refused() -> None:
+    with pytest.raises(ValueError, match="a method without runs"):
+        compare_means([], [seen(3, 1)])
+    with pytest.raises(ValueError, match="different true boxes"):
+        compare_means([seen(3, 1), seen(4, 1)], [seen(3, 1)])
