@@ -23,7 +23,8 @@ from medkd.export.bundle_network import StudentEnsemble
 from medkd.export.check import Said, check_same, positive_of, reference
 from medkd.export.torch_students import torch_student
 from medkd.files import make_folder, write_bytes, write_json, write_text
-from medkd.inference.package import MANIFEST, ModelPackage
+from medkd.inference.package import ModelPackage
+from medkd.inference.package_files import MANIFEST
 
 _WEIGHTS = "models/model.pt"
 _PACKAGE = "models/package"

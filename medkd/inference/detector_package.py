@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from medkd.files import make_folder, write_bytes, write_json
-from medkd.inference.package import CARD, MANIFEST
-from medkd.inference.package_files import check_files, hashes_of, read_manifest
+from medkd.inference.package import CARD
+from medkd.inference.package_files import MANIFEST, check_files, hashes_of, read_manifest
 from medkd.inference.recalibration_record import Sha256
 from medkd.schema import Strict
 
@@ -202,7 +202,7 @@ def load_detector_package(folder: Path) -> DetectorPackage:
     Raises:
         ModelPackageError: something is missing, changed, added, or of another schema.
     """
-    manifest, sha256 = read_manifest(folder, DetectorManifest, SCHEMA_VERSION)
+    manifest, sha256 = read_manifest(folder, DetectorManifest, SCHEMA_VERSION, TASK)
     needed = {
         name: student.name
         for student in manifest.students

@@ -6,30 +6,23 @@ Every file's SHA-256 stands in ``model.json`` and is checked when the package is
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pydantic import ValidationError
-
 from medkd.errors import ModelPackageError
-from medkd.files import make_folder, sha256_of_file, sha256_of_json, write_bytes, write_json
+from medkd.files import make_folder, sha256_of_json, write_bytes, write_json
 from medkd.inference.manifest import Manifest
 from medkd.inference.model_card import model_card
-from medkd.schema import faults
+from medkd.inference.package_files import MANIFEST, check_files, hashes_of, read_manifest
 from medkd.slide_level.calibration import CalibrationMap
 from medkd.slide_level.conformal import ConformalSets
 from medkd.slide_level.out_of_distribution import OutOfDistribution
 from medkd.slide_level.slide_head import PackagedSlideHead
-from medkd.yaml_file import parse_yaml
 
 SCHEMA_VERSION = 1
-MANIFEST = "model.json"
 CARD = "model_card.md"
-_ALLOWED_SUFFIXES = {".onnx", ".safetensors", ".md"}
-_ANEW = "Get the package anew from where it was made."
 
 
 @dataclass(frozen=True)
@@ -120,8 +113,7 @@ def _write_manifest(folder: Path, content: dict[str, Any], names: list[str]) -> 
     # Written through the model, so that what is written is what will be read.
     draft = Manifest.model_validate({**content, "files": {}})
     write_bytes(folder / CARD, model_card(draft).encode("utf-8"))
-    hashes = {name: sha256_of_file(folder / name) for name in sorted([*names, CARD])}
-    whole = draft.model_copy(update={"files": hashes})
+    whole = draft.model_copy(update={"files": hashes_of(folder, [*names, CARD])})
     if whole.operating_point is not None:
         point = whole.operating_point.model_copy(update={"fitted_to_sha256": fitted_to(whole)})
         whole = whole.model_copy(update={"operating_point": point})
@@ -155,35 +147,7 @@ def load_package(folder: Path, *, needs_operating_point: bool = True) -> ModelPa
     Raises:
         ModelPackageError: something is missing, changed, added, or of another schema.
     """
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise ModelPackageError(
-            "is not a model package (it has no model.json)",
-            where=folder,
-            remedy="Name the folder 'model' of a finished run; 'medkd train' and 'medkd "
-            "aggregate' write it.",
-        )
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text)
-    except ValueError as error:  # the errors of UTF-8 and of JSON alike
-        raise ModelPackageError(f"is not valid JSON: {error}", where=path, remedy=_ANEW) from None
-    # JSON is YAML, and this reader knows each key's line.
-    document = parse_yaml(text, str(path), ModelPackageError)
-    version = content.get("schema_version") if isinstance(content, dict) else None
-    if version != SCHEMA_VERSION:
-        raise ModelPackageError(
-            f"has the schema version {version}, and this medkd reads {SCHEMA_VERSION}",
-            where=path,
-            remedy="Use the medkd that wrote it, or train again with this one.",
-        )
-    try:
-        manifest = Manifest.model_validate(content)
-    except ValidationError as error:
-        place, what, _ = faults(error, Manifest, document.where)[0]
-        raise ModelPackageError(
-            what, where=place, remedy="The file was changed by hand; get the package anew."
-        ) from None
+    manifest, sha256 = read_manifest(folder, Manifest, SCHEMA_VERSION, "classification")
     _check_files(folder, manifest)
     _check_operating_point(folder, manifest)
     if needs_operating_point and manifest.operating_point is None:
@@ -192,45 +156,18 @@ def load_package(folder: Path, *, needs_operating_point: bool = True) -> ModelPa
             where=folder,
             remedy="Run 'medkd predict' and 'medkd aggregate' on the run first.",
         )
-    return ModelPackage(folder, manifest, sha256_of_json(content))
+    return ModelPackage(folder, manifest, sha256)
 
 
 def _check_files(folder: Path, manifest: Manifest) -> None:
-    for name, expected in manifest.files.items():
-        pure = PurePosixPath(name)
-        if pure.is_absolute() or ".." in pure.parts or pure.suffix not in _ALLOWED_SUFFIXES:
-            raise ModelPackageError(
-                f"lists the file '{name}', which a package cannot hold", where=folder, remedy=_ANEW
-            )
-        path = folder / name
-        if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
-            raise ModelPackageError(f"lacks the file '{name}'", where=folder, remedy=_ANEW)
-        if sha256_of_file(path) != expected:
-            raise ModelPackageError(
-                f"'{name}' is not the file that was packaged (its SHA-256 differs)",
-                where=folder,
-                remedy=_ANEW,
-            )
     learned, compared = manifest.slide_head.learned, manifest.out_of_distribution
-    needed = [(one.name, name) for one in manifest.students for name in (one.onnx, one.safetensors)]
+    needed = {name: one.name for one in manifest.students for name in (one.onnx, one.safetensors)}
     if learned is not None:
-        heads = ((one.name, learned.onnx.get(one.name)) for one in manifest.students)
-        needed += [(whose, name or "slide head") for whose, name in heads]
+        for one in manifest.students:
+            needed[learned.onnx.get(one.name) or "slide head"] = one.name
     if compared is not None and compared.file is not None:
-        needed.append(("the training slides", compared.file))
-    for whose, name in needed:
-        if name not in manifest.files:
-            raise ModelPackageError(
-                f"'{name}' of {whose} has no SHA-256", where=folder, remedy=_ANEW
-            )
-    known = {folder / name for name in (*manifest.files, MANIFEST)}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path not in known and not path.name.endswith(".medkd-tmp"):
-            raise ModelPackageError(
-                f"holds the file '{path.relative_to(folder)}', which it does not list",
-                where=folder,
-                remedy="Remove it; a package holds nothing but its own files.",
-            )
+        needed[compared.file] = "the training slides"
+    check_files(folder, manifest.files, needed)
 
 
 def _check_operating_point(folder: Path, manifest: Manifest) -> None:

@@ -11,10 +11,10 @@ from pydantic import BaseModel, ValidationError
 
 from medkd.errors import ModelPackageError
 from medkd.files import sha256_of_file, sha256_of_json
-from medkd.inference.package import MANIFEST
 from medkd.schema import faults
 from medkd.yaml_file import parse_yaml
 
+MANIFEST = "model.json"
 _ALLOWED_SUFFIXES = {".onnx", ".safetensors", ".md"}
 _ANEW = "Get the package anew from where it was made."
 
@@ -31,26 +31,34 @@ def task_of(folder: Path) -> str | None:
     return task if isinstance(task, str) else None
 
 
-def read_manifest(folder: Path, schema: type[Content], version: int) -> tuple[Content, str]:
+def read_manifest(
+    folder: Path, schema: type[Content], version: int, task: str
+) -> tuple[Content, str]:
     """What ``model.json`` says, and its SHA-256.
 
     Args:
         folder: of the package.
         schema: of the manifest.
         version: of the schema.
+        task: of the package.
 
     Raises:
-        ModelPackageError: it is absent, no JSON, or does not follow the schema.
+        ModelPackageError: it is absent, no JSON, of another task, or does not follow the schema.
     """
     path = folder / MANIFEST
+    if not path.is_file():
+        raise ModelPackageError(
+            "is not a model package (it has no model.json)",
+            where=folder,
+            remedy="Name the folder 'model' of a finished run; 'medkd train' and 'medkd "
+            "aggregate' write it.",
+        )
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text)
-    except OSError:
+    except OSError as error:
         raise ModelPackageError(
-            "is not a model package (it has no model.json that can be read)",
-            where=folder,
-            remedy="Name the folder 'model' of a finished run; 'medkd train' writes it.",
+            f"cannot be read: {error.strerror}", where=path, remedy="Check its permissions."
         ) from None
     except ValueError as error:  # the errors of UTF-8 and of JSON alike
         raise ModelPackageError(f"is not valid JSON: {error}", where=path, remedy=_ANEW) from None
@@ -60,6 +68,12 @@ def read_manifest(folder: Path, schema: type[Content], version: int) -> tuple[Co
             f"has the schema version {found}, and this medkd reads {version}",
             where=path,
             remedy="Use the medkd that wrote it, or train again with this one.",
+        )
+    if content.get("task", task) != task:
+        raise ModelPackageError(
+            f"is a package for {content['task']}, and one for {task} is needed here",
+            where=folder,
+            remedy="Name another model; 'medkd infer' takes both kinds.",
         )
     # JSON is YAML, and this reader knows each key's line.
     document = parse_yaml(text, str(path), ModelPackageError)

@@ -23,7 +23,8 @@ from medkd import __version__
 from medkd.errors import MedkdError, OutputError, SlideError, StageError
 from medkd.files import make_folder, remove_stale_temporaries
 from medkd.inference.maps.write import check_map_kinds
-from medkd.inference.package import MANIFEST, ModelPackage, load_package
+from medkd.inference.package import ModelPackage, load_package
+from medkd.inference.package_files import MANIFEST
 from medkd.inference.slide_files import check_mpp, told_aside
 from medkd.inference.watch_folder import Look, WatchedFolder
 from medkd.inference.watch_lock import only_one

@@ -132,6 +132,18 @@ def test_a_manifest_of_another_kind(package: Path, tmp_path: Path) -> None:
     assert "is not a model package" in refusal(tmp_path / "nothing")
 
 
+def test_each_task_has_packages_of_its_own(package: Path) -> None:
+    from medkd.inference.package import load_package
+
+    with pytest.raises(
+        ModelPackageError,
+        match="is a package for detection, and one for classification is needed here",
+    ):
+        load_package(package)
+    changed(package, task="classification")
+    assert "is a package for classification, and one for detection" in refusal(package)
+
+
 def test_names_that_stand_there_twice(package: Path) -> None:
     changed(package, classes=["polyp", "polyp"])
     assert "a class stands there twice" in refusal(package)
