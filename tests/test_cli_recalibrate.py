@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 from typer.testing import CliRunner, Result
 
 from medkd.cli import app
 from medkd.errors import MedkdError
 from medkd.inference.package import ModelPackage, load_package
+from tests.inference.compared import compared
 from tests.inference.conftest import make_package, package_folder  # noqa: F401  (fixtures)
 from tests.inference.site_results import new_site, write_result, write_site
 
@@ -67,6 +68,22 @@ def test_old_and_new_stand_side_by_side(model, tmp_path):
         "warning: No prevalence was given: probabilities are for a site where 33% of the patients "
         "are MSI, as they are here. Give it where patients were picked by label.\n"
     )
+
+
+def test_new_limits_of_distance_are_told(make_package, tmp_path):  # noqa: F811
+    held = compared({"stain": 6.0}, {"stain": [0] * 6})
+    model = load_package(make_package(tmp_path / "model", **held))
+    labels, scores = new_site(0, 30, 60)
+    write_site(tmp_path, model, labels, scores, [{"stain": 0.1 * n} for n in range(90)])
+    done = run(tmp_path)
+    assert done.exit_code == 0, done.exception
+    # 8.9 at most; 99 patients would tell 1%: the largest is extended a little.
+    limit = 8.9 * norm.isf(0.005) / norm.isf(0.5 / 91)
+    assert (
+        f"Out of distribution: stain beyond {limit:.2f}, before 6.00, beyond which 29 patients "
+        "have a slide.\n"
+    ) in done.stdout
+    assert "29 of the 90 patients have a slide whose stain was out of distribution" in done.stderr
 
 
 def test_few_positives_are_a_warning(model, tmp_path):

@@ -29,7 +29,7 @@ _PACKAGE = "medkd_package"
 _REQUIREMENTS = (
     "imagecodecs", "jinja2", "matplotlib", "numpy", "onnx", "onnxruntime", "openslide-bin",
     "openslide-python", "pandas", "pillow", "psutil", "pyarrow", "pydantic", "pydicom", "PyYAML",
-    "reportlab", "rich", "scikit-image", "scipy", "simplejpeg", "tifffile",
+    "reportlab", "rich", "safetensors", "scikit-image", "scipy", "simplejpeg", "tifffile",
 )  # fmt: skip
 
 SIGNATURE = ModelSignature(

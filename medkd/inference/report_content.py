@@ -110,7 +110,7 @@ def _quality(result: Result) -> ReportTable:
         names_of.setdefault(one.reason, []).append(one.name)
     return ReportTable(
         "Quality",
-        (*checked, *((one.name, "", "", "not checked") for one in result.qc.not_checked)),
+        (*checked, *((one.name, "", "", "not\u00a0checked") for one in result.qc.not_checked)),
         ("check", "found", "limit", ""),
         bad=frozenset(n for n, gate in enumerate(gates) if not gate.passed),
         notes=tuple(
@@ -174,4 +174,4 @@ def _distances(manifest: Manifest) -> tuple[tuple[str, str], ...]:
     compared = manifest.out_of_distribution
     if compared is None or not compared.checks:
         return ()
-    return (("out of distribution", " ".join(map(limit_in_words, compared.checks))),)
+    return tuple((f"limit of {check.what}", limit_in_words(check)) for check in compared.checks)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 INK, SOFT, LINE, ACCENT, WARN = "#1d2733", "#5b6775", "#d9dee4", "#0b5f8a", "#a04000"
 _MARGIN_MM = 15
+# Shares of a table's width, by how many columns it has.
+_COLUMNS = {2: (0.62, 0.38), 4: (0.46, 0.15, 0.15, 0.24)}
 _SANS, _BOLD, _MONO = "DejaVuSans", "DejaVuSans-Bold", "DejaVuSansMono"
 
 
@@ -232,7 +234,7 @@ def _picture(png: bytes, width: float, most_height: float) -> Any:
 
 
 def _side_by_side(pair: tuple[ReportTable, ReportTable], width: float) -> Any:
-    from reportlab.platypus import Table
+    from reportlab.platypus import Spacer, Table
 
     gap = 18
     half = (width - gap) / 2
@@ -240,6 +242,7 @@ def _side_by_side(pair: tuple[ReportTable, ReportTable], width: float) -> Any:
         [
             _title(one.title),
             _table(one, half),
+            Spacer(0, 3),
             *(_paragraph(escape(note), size=8, colour=SOFT) for note in one.notes),
         ]
         for one in pair
@@ -275,9 +278,7 @@ def _table(table: ReportTable, width: float) -> Any:
             for n, c in enumerate(table.head)
         ]
         rows.insert(0, head)
-    columns = len(rows[0])
-    first = 0.46 if columns > 2 else 0.62
-    widths = [first * width, *[(1 - first) * width / (columns - 1)] * (columns - 1)]
+    widths = [share * width for share in _COLUMNS[len(rows[0])]]
     return Table(rows, colWidths=widths, style=_lines(HexColor(LINE)))
 
 

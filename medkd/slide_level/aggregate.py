@@ -23,6 +23,7 @@ from medkd.slide_level.call import make_call
 from medkd.slide_level.decisions import Decisions, decide
 from medkd.slide_level.labelled import FEWEST_PATIENTS, label_of
 from medkd.slide_level.operating_point import OperatingPoint
+from medkd.slide_level.out_of_distribution import WHATS
 from medkd.slide_level.pooling import SlideScore
 from medkd.slide_level.prediction_file import SlideTiles
 from medkd.slide_level.resampling import bootstrap
@@ -159,6 +160,9 @@ def aggregate(
         own = table["network"] == ENSEMBLE
         table["probability"] = np.nan
         table.loc[own, "probability"] = decisions.calibration(table.loc[own, "score"].to_numpy())
+        for what in WHATS:
+            found = measured.map(lambda one, what=what: one.distances.get(what, np.nan))
+            table[f"distance_{what}"] = found.where(own).astype(float)
         table["call"] = _calls(
             table, measured, decisions, config, trained_mpp, distance_limits or {}
         )

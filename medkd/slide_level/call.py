@@ -148,13 +148,14 @@ def _fit_for_the_model(
             )
     for what, limit in distance_limits.items():
         distance = quality.distances[what]
+        shown = _apart(distance, limit)
         gate(
             out_of_distribution(what),
             distance,
             limit,
             distance <= limit,
-            f"The {what} is out of distribution: {distance:.2f} from that of the training slides "
-            f"(Mahalanobis distance); up to {limit:.2f} is taken for their kind.",
+            f"The {what} is out of distribution: {shown[0]} from that of the training slides "
+            f"(Mahalanobis distance); up to {shown[1]} is taken for their kind.",
         )
     return gates, doubts
 
@@ -162,6 +163,15 @@ def _fit_for_the_model(
 def out_of_distribution(what: str) -> str:
     """Name of the gate of one distance from the training slides."""
     return f"out of distribution: {what}"
+
+
+def _apart(value: float, limit: float) -> tuple[str, str]:
+    """Both with two decimals, or as many more as tell them apart."""
+    for decimals in range(2, 17):
+        shown = f"{value:.{decimals}f}", f"{limit:.{decimals}f}"
+        if shown[0] != shown[1]:
+            break
+    return shown
 
 
 def _percent(share: float) -> str:

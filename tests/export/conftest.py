@@ -16,6 +16,7 @@ from medkd.inference.package import write_package
 from medkd.networks.zoo import build_network, count_parameters
 from medkd.slides.synthetic import SlideSpec, write_slide
 from medkd.training.export import embedding_size, export_onnx, export_safetensors
+from tests.inference.compared import compared
 from tests.inference.conftest import manifest_content, medkd  # noqa: F401  (a fixture)
 
 SIZE_PX = 64
@@ -74,7 +75,12 @@ def make_model(trained: Trained) -> Callable[..., Path]:
                 "parameters": count_parameters(network),
                 "embedding_size": embedding_size(network, SIZE_PX),
             }
-        write_package(folder, content | changes, trained.files)
+        width = sum(student["embedding_size"] for student in content["students"])
+        held = compared(
+            {"stain": 1e6, "embedding": 1e6}, {"stain": [0] * 6, "embedding": [0] * width}
+        )
+        content["out_of_distribution"] = held["out_of_distribution"]
+        write_package(folder, content | changes, {**trained.files, **held["files"]})
         return folder
 
     return make

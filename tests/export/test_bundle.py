@@ -14,6 +14,7 @@ from medkd.export.bundle_network import StudentEnsemble
 from medkd.export.bundle_run import SlideEvaluator, TorchStudents, slides_of
 from medkd.export.kinds import ExportKind
 from medkd.export.stage import run_export_stage
+from medkd.inference.engine import infer_slide
 from medkd.inference.infer_stage import infer_slides
 from medkd.inference.package import load_package
 from medkd.inference.slide_files import SlideFile
@@ -129,6 +130,14 @@ def test_a_slide_that_cannot_be_used_does_not_stop_the_others(bundle, trained, s
         "The lines above say why."
     )
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["drawn"]
+    # By torch, whose weights this network lacks, the stain is as far as by ONNX.
+    package = load_package(bundle / "models" / "package")
+    expected = infer_slide(slide, package, Students(package)).call.gates
+    found = json.loads((tmp_path / "out" / "drawn" / "result.json").read_text())["qc"]["gates"]
+    assert [gate["name"] for gate in found] == [gate.name for gate in expected]
+    for gate, own in zip(found, expected, strict=True):
+        if gate["name"] == "out of distribution: stain":
+            assert gate["value"] == own.value
 
 
 def test_embeddings_reach_a_learned_pooling(make_model, trained, tiles, tmp_path, monkeypatch):

@@ -26,8 +26,8 @@ MakePackage = Callable[..., Path]
 STUDENTS = {"student1": (1.0, 0.0), "student2": (0.5, 0.3)}
 
 
-def student_onnx(slope: float, offset: float) -> bytes:
-    """uint8 N x H x W x 3 to probabilities of MSS and MSI."""
+def student_onnx(slope: float, offset: float, *, embeddings: bool = False) -> bytes:
+    """uint8 N x H x W x 3 to probabilities of MSS and MSI; embeddings: mean red, green, blue."""
     constants = {
         "axes": np.array([1, 2], np.int64),
         "weight": np.array([[-slope / 255, slope / 255], [0, 0], [0, 0]], np.float32),
@@ -38,10 +38,15 @@ def student_onnx(slope: float, offset: float) -> bytes:
             helper.make_node("Cast", ["tiles"], ["colours"], to=TensorProto.FLOAT),
             helper.make_node("ReduceMean", ["colours", "axes"], ["mean"], keepdims=0),
             helper.make_node("Gemm", ["mean", "weight", "bias"], ["probabilities"]),
+            *([helper.make_node("Identity", ["mean"], ["embeddings"])] if embeddings else []),
         ],
         "mean_red",
         [helper.make_tensor_value_info("tiles", TensorProto.UINT8, ["n", "h", "w", 3])],
-        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["n", 2])],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", width])
+            for name, width in {"probabilities": 2, "embeddings": 3 if embeddings else 0}.items()
+            if width
+        ],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
@@ -117,7 +122,8 @@ def manifest_content(students: Mapping[str, tuple[float, float]]) -> dict[str, A
 def make_package() -> MakePackage:
     """Write a package: ``make_package(folder, threshold=0.7, gates={"min_tiles": 3})``.
 
-    ``students``: name to slope and offset. Other keys replace, or are merged into, the manifest's.
+    ``students``: name to slope and offset. ``embeddings``: the students have some. ``files``: more
+    of them. Other keys replace, or are merged into, the manifest's.
     """
 
     def make(
@@ -125,18 +131,22 @@ def make_package() -> MakePackage:
         *,
         students: Mapping[str, tuple[float, float]] = STUDENTS,
         threshold: float = 0.5,
+        embeddings: bool = False,
+        files: Mapping[str, bytes] | None = None,
         **changes: Any,
     ) -> Path:
         content = manifest_content(students)
+        for student in content["students"] if embeddings else ():
+            student["embedding_size"] = 3
         content["operating_point"] = operating_point(threshold)
         for key, value in changes.items():
             merge = isinstance(value, dict) and isinstance(content.get(key), dict)
             content[key] = {**content[key], **value} if merge else value
-        files = {}
+        written = dict(files or {})
         for name, (slope, offset) in students.items():
-            files[f"students/{name}.onnx"] = student_onnx(slope, offset)
-            files[f"students/{name}.safetensors"] = save({"slope": np.array([slope, offset])})
-        write_package(folder, content, files)
+            written[f"students/{name}.onnx"] = student_onnx(slope, offset, embeddings=embeddings)
+            written[f"students/{name}.safetensors"] = save({"slope": np.array([slope, offset])})
+        write_package(folder, content, written)
         return folder
 
     return make

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,14 @@ def write_result(
     score: float | None,
     *,
     tiles: int = 50,
+    distances: Mapping[str, float] | None = None,
     **changes: Any,
 ) -> Path:
     """``folder/slide_id/result.json``; without a score the call is ``no result``."""
+    gates = [
+        {"name": f"out of distribution: {what}", "value": value, "limit": 1.0, "passed": False}
+        for what, value in (distances or {}).items()
+    ]
     manifest = package.manifest
     probability = None if score is None else float(manifest.calibration(score))
     content = {
@@ -48,7 +53,7 @@ def write_result(
         "students": {},
         "disagreement": None if score is None else 0.0,
         "operating_point": manifest.operating_point.model_dump(mode="json"),
-        "qc": {"gates": [], "warnings": []},
+        "qc": {"gates": gates, "warnings": []},
         "tiles": {"candidate": 60, "used": tiles, "unreadable": 0, "rejected": {}},
         "tissue_area_mm2": 12.0,
         "mpp": {"value": 0.25, "source": "metadata"},
@@ -79,12 +84,17 @@ def write_labels(path: Path, rows: Sequence[Sequence[str]], *, patients: bool = 
 
 
 def write_site(
-    folder: Path, package: ModelPackage, labels: Sequence[bool], scores: Sequence[float]
+    folder: Path,
+    package: ModelPackage,
+    labels: Sequence[bool],
+    scores: Sequence[float],
+    distances: Sequence[Mapping[str, float]] | None = None,
 ) -> tuple[Path, Path]:
     """Results and labels of patients with one slide each; their folder and file."""
     results = folder / "results"
     names = [f"s{number:03d}" for number in range(len(labels))]
-    for name, score in zip(names, scores, strict=True):
-        write_result(results, package, name, float(score))
+    for number, (name, score) in enumerate(zip(names, scores, strict=True)):
+        held = None if distances is None else distances[number]
+        write_result(results, package, name, float(score), distances=held)
     rows = [(name, "MSI" if label else "MSS") for name, label in zip(names, labels, strict=True)]
     return results, write_labels(folder / "labels.csv", rows)

@@ -18,6 +18,7 @@ from medkd.inference.package import ModelPackage, load_package
 from medkd.inference.recalibrate_stage import RecalibrateOptions, run_recalibrate_stage
 from medkd.slide_level.calibration import Platt, Recalibrated, Uncalibrated
 from medkd.slide_level.recalibration import recalibrate
+from tests.inference.compared import compared
 from tests.inference.site_results import new_site, write_labels, write_result, write_site
 
 OLD_THRESHOLD = float(expit(2 * (1 + norm.ppf(0.05))))
@@ -40,9 +41,16 @@ SCORES = (0.9, 0.8, 0.6, 0.4, 0.1, 0.2, 0.3, 0.5)
 
 
 def moved(
-    folder: Path, package: ModelPackage, labels=LABELS, scores=SCORES, *, out="new", **options
+    folder: Path,
+    package: ModelPackage,
+    labels=LABELS,
+    scores=SCORES,
+    *,
+    distances=None,
+    out="new",
+    **options,
 ) -> ModelPackage:
-    results, table = write_site(folder, package, labels, scores)
+    results, table = write_site(folder, package, labels, scores, distances)
     options = {"site": "St Mary", **options}
     return run_recalibrate_stage(
         package.folder, results, table, folder / out, RecalibrateOptions(**options)
@@ -329,6 +337,88 @@ def test_prediction_sets_for_a_model_that_had_none(model, tmp_path):
     sets = moved(tmp_path, model, out="sets", conformal_error=0.4).manifest.conformal
     # floor(5 * 0.4) = 2 of the 4 count as outside, the last one inside being the third.
     assert (sets.error_rate, sets.positive_from, sets.negative_up_to) == (0.4, 0.6, 0.3)
+
+
+# What is out of distribution.
+
+FAR = tuple({"stain": 3.0 + number, "embedding": 10.0} for number in range(len(LABELS)))
+
+
+def compares(make_package, folder: Path, **changes) -> ModelPackage:
+    """A model with limits of 6 and 20, of which its patients may pass a fifth."""
+    held = compared({"stain": 6.0, "embedding": 20.0}, {"stain": [0] * 6, "embedding": [0] * 6})
+    gates = {"out_of_distribution_share": 0.4, **changes}
+    return load_package(make_package(folder, threshold=0.7, gates=gates, **held))
+
+
+def test_limits_of_distance_are_refitted_to_the_site(make_package, tmp_path, capsys):
+    """Of 8 patients a fifth may lie beyond: the ceil(9 * 0.8) = 8th distance is the limit."""
+    model = compares(make_package, tmp_path / "model")
+    new = moved(tmp_path, model, distances=FAR)
+    stain, embedding = new.manifest.out_of_distribution.checks
+    assert (stain.limit.distance, stain.limit.rule, stain.limit.share) == (10, "conformal", 1 / 9)
+    assert (stain.limit.cohort, stain.limit.patients) == ("patients of St Mary", 8)
+    assert embedding.limit.distance == 10
+    # The training slides are those of the old version, byte for byte.
+    name = new.manifest.out_of_distribution.file
+    assert (new.folder / name).read_bytes() == (model.folder / name).read_bytes()
+    record = new.manifest.recalibration
+    changes = [(d.what, d.old_limit, d.new_limit, d.beyond_old) for d in record.distances]
+    assert changes == [("stain", 6, 10, 4), ("embedding", 20, 10, 0)]
+    told = (
+        "4 of the 8 patients have a slide whose stain was out of distribution; the new limit of "
+        "10.00 takes such slides for normal. Look whether they are."
+    )
+    assert record.warnings[-1] == told
+    assert f"warning: {told}" in capsys.readouterr().err.splitlines()
+    card = (new.folder / "model_card.md").read_text(encoding="utf-8")
+    assert "- Limit of the distance of the stain from the training slides: 6.00 before" in card
+    assert "by a quantile of the distances of 8 patients of St Mary: at most 11%" in card
+
+
+def test_too_few_patients_for_a_limit_keep_the_old_one_and_that_is_told(make_package, tmp_path):
+    model = compares(make_package, tmp_path / "model")
+    new = moved(tmp_path, model, LABELS[2:6], SCORES[2:6], distances=FAR[:4])
+    assert new.manifest.out_of_distribution == model.manifest.out_of_distribution
+    record = new.manifest.recalibration
+    assert [(d.old_limit, d.new_limit) for d in record.distances] == [(6, 6), (20, 20)]
+    assert record.warnings[-1] == (
+        "The old limits of what is out of distribution are kept, which the site's slides may lie "
+        "beyond: 4 patients of St Mary are too few to set a limit on: it takes 5."
+    )
+
+
+def test_the_farthest_slide_of_a_patient_counts(make_package, tmp_path):
+    model = compares(make_package, tmp_path / "model")
+    results, table = tmp_path / "results", []
+    for number, label in enumerate(LABELS):
+        for slide in (1, 2):
+            name = f"s{number}-{slide}"
+            far = {"stain": float(number * slide), "embedding": 1.0}
+            write_result(results, model, name, SCORES[number], distances=far)
+            table.append((name, "MSI" if label else "MSS", f"p{number}"))
+    labels = write_labels(tmp_path / "labels.csv", table, patients=True)
+    new = run_recalibrate_stage(
+        model.folder, results, labels, tmp_path / "new", RecalibrateOptions()
+    )
+    assert new.manifest.out_of_distribution.limits["stain"] == 14
+
+
+def test_results_that_tell_no_distance(make_package, tmp_path):
+    model = compares(make_package, tmp_path / "model")
+    with pytest.raises(StageError) as caught:
+        moved(tmp_path, model)
+    assert str(caught.value) == (
+        "patients of St Mary: the result of slide 's000' does not tell its stain's distance from "
+        "the training slides. Call the slide again with 'medkd infer'."
+    )
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_model_that_compares_nothing_is_recalibrated_as_before(model, tmp_path):
+    new = moved(tmp_path, model, distances=FAR)
+    assert new.manifest.out_of_distribution is None
+    assert new.manifest.recalibration.distances == ()
 
 
 # Warnings.

@@ -69,6 +69,7 @@ def aggregated(
     *,
     qualities: dict[str, SlideQuality] | None = None,
     synthetic: bool = False,
+    distance_limits: dict[str, float] | None = None,
     config: Config = CONFIG,
 ) -> Aggregation:
     """The cohort aggregated, with what is given in place of its own; 2 mm² a slide."""
@@ -88,6 +89,7 @@ def aggregated(
             embeddings=Path(folder) / "embeddings",
             date="2030-01-02",
             synthetic=synthetic,
+            distance_limits=distance_limits,
         )
 
 

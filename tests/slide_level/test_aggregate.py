@@ -136,6 +136,32 @@ def test_two_slides_too_small_alone_are_enough_together() -> None:
     assert of(result.patients).loc["t1", "call"] == "MSI suspected"
 
 
+def test_a_slide_beyond_the_limit_of_a_distance_is_indeterminate_and_so_is_its_patient() -> None:
+    more = slide_tiles("t1", "test", 0.875, slide="t1_far")
+    table = pd.concat([predictions(), more], ignore_index=True)
+    near = SlideQuality(2.0, 4, distances={"stain": 1.0, "embedding": 2.0})
+    qualities = dict.fromkeys(table["slide_id"], near)
+    qualities["t1_far"] = SlideQuality(2.0, 4, distances={"stain": 1.5, "embedding": 3.5})
+    limits = {"stain": 1.5, "embedding": 3.0}
+    result = aggregated(table, qualities=qualities, distance_limits=limits)
+    assert of(result.slides).loc[["t1_s", "t1_far"], "call"].tolist() == [
+        "MSI suspected",
+        "indeterminate",
+    ]
+    patient = of(result.patients).loc["t1"]
+    # The farthest of the patient's slides counts.
+    assert patient[["distance_stain", "distance_embedding", "call"]].tolist() == [
+        1.5,
+        3.5,
+        "indeterminate",
+    ]
+    assert of(result.patients).loc["t2", "call"] == "MSS"
+    others = result.slides[result.slides["network"] != "ensemble"]
+    assert others["distance_stain"].isna().all()
+    # Nothing is compared with limits that there are none of.
+    assert of(aggregated(table, qualities=qualities).patients).loc["t1", "call"] == "MSI suspected"
+
+
 def test_the_operating_point_is_that_of_the_validation_patients(result: Aggregation) -> None:
     point = result.operating_point
     assert (point.threshold, point.sensitivity, point.specificity) == (0.5, 1, 1 / 2)
@@ -244,7 +270,8 @@ def test_synthetic_slides_are_told(synthetic: bool) -> None:
 def test_tables_have_the_documented_columns(result: Aggregation) -> None:
     shared = [
         "patient_id", "role", "label", "network", "tiles", "score", "lower", "upper",
-        "disagreement", "mutual_information", "probability", "call",
+        "disagreement", "mutual_information", "probability", "distance_stain",
+        "distance_embedding", "call",
     ]  # fmt: skip
     assert result.slides.columns.tolist() == ["slide_id", *shared]
     assert result.patients.columns.tolist() == shared
@@ -261,6 +288,8 @@ def test_numbers_have_the_documented_types(result: Aggregation, name: str) -> No
         "disagreement": "float64",
         "mutual_information": "float64",
         "probability": "float64",
+        "distance_stain": "float64",
+        "distance_embedding": "float64",
     }
 
 

@@ -25,10 +25,18 @@ def call(
     tiles: int = 100,
     quality: SlideQuality | None = None,
     trained_mpp: tuple[float, float] | None = None,
+    distance_limits: dict[str, float] | None = None,
 ) -> Call:
     score = SlideScore((lower + upper) / 2, lower, upper, {}, disagreement, tiles)
     measured = quality or SlideQuality(tissue, tiles)
-    return make_call(score, THRESHOLD, LIMITS, measured, trained_mpp=trained_mpp)
+    return make_call(
+        score,
+        THRESHOLD,
+        LIMITS,
+        measured,
+        trained_mpp=trained_mpp,
+        distance_limits=distance_limits,
+    )
 
 
 @pytest.mark.parametrize(
@@ -87,6 +95,24 @@ def test_too_little_tissue_comes_before_any_score() -> None:
 
 def test_too_few_tiles_are_told() -> None:
     assert call(tiles=3).reasons == ("3 tiles are usable; 10 are needed.",)
+
+
+@pytest.mark.parametrize("what", ["stain", "embedding"])
+def test_a_distance_may_be_the_limit_and_no_more(what: str) -> None:
+    limits = {"stain": 4.0, "embedding": 9.0}
+    at = SlideQuality(2.0, 100, distances=limits)
+    assert call(quality=at, distance_limits=limits).call == "MSS"
+    farther = {**limits, what: limits[what] + 0.0002}
+    made = call(quality=SlideQuality(2.0, 100, distances=farther), distance_limits=limits)
+    assert made.call == "indeterminate"
+    assert [gate.name for gate in made.gates if not gate.passed] == [f"out of distribution: {what}"]
+    assert made.reasons == (
+        f"The {what} is out of distribution: {limits[what]:.0f}.0002 from that of the training "
+        f"slides (Mahalanobis distance); up to {limits[what]:.0f}.0000 is taken for their kind.",
+        "Use the standard test.",
+    )
+    # What has no limit is no gate.
+    assert call(quality=SlideQuality(2.0, 100, distances=farther)).call == "MSS"
 
 
 @pytest.mark.parametrize(
