@@ -110,7 +110,7 @@ def _quality(result: Result) -> ReportTable:
         names_of.setdefault(one.reason, []).append(one.name)
     return ReportTable(
         "Quality",
-        (*checked, *((one.name, "", "", "not\u00a0checked") for one in result.qc.not_checked)),
+        (*checked, *((one.name, "", "", "not checked") for one in result.qc.not_checked)),
         ("check", "found", "limit", ""),
         bad=frozenset(n for n, gate in enumerate(gates) if not gate.passed),
         notes=tuple(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import onnxruntime
@@ -12,6 +13,7 @@ from medkd.export.int8_package import measured_cost
 from medkd.export.kinds import ExportKind
 from medkd.export.stage import run_export_stage
 from medkd.inference.package import load_package
+from medkd.inference.students import Students
 from medkd.slides.store import StoredTile, encode_tile, write_index, writing_store
 from medkd.slides.synthetic import SlideSpec
 from medkd.slides.synthetic.drawing import draw_slide
@@ -99,7 +101,29 @@ def test_the_card_and_the_terminal_tell_the_cost(exported):
     assert "## Students in 8-bit integers" in card
     assert "ranges set on 72 tiles of 2 slides. On 72 other tiles of 2 slides" in card
     assert exported.lines[0] == "int8: ranges set on 72 tiles of 2 slides."
-    assert "The operating point is kept; " in exported.lines[2]
+    assert re.fullmatch(
+        r"The embedding's distance from the training slides changes by at most \d+% of its limit, "
+        "which is kept.",
+        exported.lines[2],
+    )
+    assert "; the embedding's distance from the training slides changed by at most " in card
+    assert "The operating point is kept; " in exported.lines[3]
+
+
+def test_how_far_the_embedding_moves_is_a_share_of_its_limit(exported, model, tiles_folder):
+    old, new = load_package(model), load_package(exported.folder)
+    sets = tile_sets(tiles_folder, old.manifest.preprocessing)
+    cost = measured_cost(old, new, sets.measurement)
+    limit = old.manifest.out_of_distribution.limits["embedding"]
+    moved = []
+    for tiles in sets.measurement.values():
+        before, after = (
+            who.distances(who(tiles))["embedding"] for who in (Students(old), Students(new))
+        )
+        moved.append(abs(before - after) / limit)
+    np.testing.assert_allclose(cost.distances, moved)
+    assert min(moved) > 0
+    assert new.manifest.out_of_distribution == old.manifest.out_of_distribution
 
 
 def test_int8_students_can_be_exported_in_one_go(model, tiles_folder, exported, tmp_path, tiles):
