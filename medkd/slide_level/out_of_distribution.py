@@ -131,11 +131,11 @@ class TrainingSlides:
     noise: np.ndarray
     tiles: np.ndarray
 
-    def distance(self, values: np.ndarray, tiles: int) -> float:
-        """Mahalanobis's distance of one slide from the mean.
+    def distances(self, values: np.ndarray, tiles: int) -> np.ndarray:
+        """Mahalanobis's distance of slides from the mean, (slides,).
 
         Args:
-            values: (D,).
+            values: (slides, D).
             tiles: that they are means over.
         """
         off = (values.astype(np.float64) - self.mean) / self.scale
@@ -143,10 +143,14 @@ class TrainingSlides:
         chance = max(0.0, 1 / tiles - 1 / self.tiles.item())
         weights = 1 / (self.rest + chance * self.noise)
         loadings = self.loadings.astype(np.float64)
-        along = loadings @ (weights * off)
+        along = loadings @ (weights * off).T
         inner = np.eye(len(loadings)) + (loadings * weights) @ loadings.T
-        square = weights @ off**2 - along @ np.linalg.solve(inner, along)
-        return float(np.sqrt(max(square, 0.0)))
+        squares = off**2 @ weights - (along * np.linalg.solve(inner, along)).sum(0)
+        return np.sqrt(np.maximum(squares, 0))
+
+    def distance(self, values: np.ndarray, tiles: int) -> float:
+        """That of one slide, its values (D,)."""
+        return float(self.distances(values[None], tiles)[0])
 
 
 Cohort = Mapping[What, TrainingSlides]

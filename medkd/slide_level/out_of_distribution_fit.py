@@ -175,8 +175,12 @@ def _distances(
     what: What, slides: TrainingSlides, features: CohortFeatures, students: Sequence[str]
 ) -> np.ndarray:
     values = compared(what, features.means, students)
-    tiles = features.slides["tiles"]
-    return np.array([slides.distance(*one) for one in zip(values, tiles, strict=True)])
+    # Slides of more tiles than training slides have are all treated alike.
+    tiles = np.minimum(features.slides["tiles"].to_numpy(), math.ceil(slides.tiles.item()))
+    found = np.empty(len(values))
+    for count in np.unique(tiles):
+        found[tiles == count] = slides.distances(values[tiles == count], int(count))
+    return found
 
 
 def _limit(
