@@ -13,6 +13,7 @@ from medkd.datasets.patches import seed_of
 from medkd.distill.cohort import Cohort
 from medkd.distill.graph import Graph, Node
 from medkd.distill.task import Task
+from medkd.errors import ConfigError
 from medkd.networks.staged import Network
 from medkd.networks.zoo import configured_network
 from medkd.tasks.classification import Classification
@@ -130,17 +131,24 @@ def _network(config: Config, chosen: NetworkConfig, where: str) -> Network:
 
 
 def anchor_grid(settings: DetectionConfig) -> AnchorGrid:
-    """The anchors of an experiment."""
+    """The anchors of an experiment.
+
+    Raises:
+        ConfigError: such a grid cannot be.
+    """
     from medkd.networks.anchor_grid import AnchorGrid
 
-    return AnchorGrid(
-        settings.image_px,
-        settings.strides,
-        tuple(
-            tuple(size * stride for size in settings.anchor_sizes) for stride in settings.strides
-        ),
-        settings.anchor_ratios,
+    sizes_px = tuple(
+        tuple(size * stride for size in settings.anchor_sizes) for stride in settings.strides
     )
+    try:
+        return AnchorGrid(settings.image_px, settings.strides, sizes_px, settings.anchor_ratios)
+    except ValueError as error:
+        raise ConfigError(
+            f"no anchors can be made: {error}",
+            where="detection",
+            remedy="Change 'image_px', 'strides', 'anchor_sizes' or 'anchor_ratios'.",
+        ) from None
 
 
 def trained_first(config: Config, graph: Graph) -> tuple[Node, ...]:

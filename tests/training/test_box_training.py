@@ -187,6 +187,19 @@ def test_a_wrong_configuration_is_refused(
         variant(config, *assignments)
 
 
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("detection.strides=[6,12]", "detection: no anchors can be made: .*strides"),
+        ("detection.anchor_sizes=[0.1]", r"detection: no anchors can be made: .*px"),
+    ],
+)
+def test_anchors_that_cannot_be_are_told(config: Config, assignment: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        build_cohort(variant(config, assignment), expand(load_method("kd_ml"), 2))
+    assert str(caught.value).endswith("'anchor_sizes' or 'anchor_ratios'.")
+
+
 def test_a_network_without_maps_is_refused(config: Config) -> None:
     with pytest.raises(ConfigError, match=r"train\.teacher"):
         run_train_stage(variant(config, "train.teacher={network: vit-tiny}"), ())
