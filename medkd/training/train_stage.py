@@ -19,6 +19,7 @@ from medkd.errors import Stopped, TrainingError
 from medkd.files import atomic_path, make_folder, sha256_of_file, sha256_of_json, write_text
 from medkd.networks.zoo import count_parameters
 from medkd.training import checkpoint
+from medkd.training.allocator import keep_freed_memory
 from medkd.training.cohorts import build_cohort, node_record, trained_first, weight_files
 from medkd.training.devices import make_fabric, peers_expected
 from medkd.training.evaluation import best_deployed
@@ -88,6 +89,8 @@ def run_train_stage(
     method = load_method(config.train.method)
     graph = expand(method, len(config.train.students))
     fabric, ranks = make_fabric(config.train)
+    if fabric.device.type == "cpu":
+        keep_freed_memory()
     data = load_training_set(config, rows)
     cohort = build_cohort(config, graph)
     identity = run_identity(config, method, data)

@@ -36,15 +36,11 @@ from medkd.distill.method import load_method
 from medkd.inference.detector_package import Selection
 from medkd.inference.detector_students import DetectorStudents, together
 from medkd.networks.zoo import count_parameters
+from medkd.training.allocator import keep_freed_memory
 from medkd.training.cohorts import build_cohort
 from medkd.training.detector_package import detector_onnx
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "polyp.yaml"
-
-
-def cpu_s() -> float:
-    """CPU time of all threads of this process, seconds."""
-    return sum(os.times()[:2])
 
 
 def timed(
@@ -155,7 +151,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = load_config(arguments.config, tuple(arguments.set))
     graph = expand(load_method(config.train.method), len(config.train.students))
     load_before = os.getloadavg()[0]
-    clock = time.perf_counter if arguments.clock == "wall" else cpu_s
+    keep_freed_memory()  # As the training stage does.
+    clock = time.perf_counter if arguments.clock == "wall" else time.process_time
     batch = arguments.batch
     cohort = build_cohort(config, graph)
     cohort.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
