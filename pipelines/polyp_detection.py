@@ -26,6 +26,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
+from comparison_figure import ap50_drawing
 from comparison_tables import Run, against, paired, points, spread, table
 
 from medkd.config import Config, load_config
@@ -107,6 +108,7 @@ def run(config: Config) -> dict[str, Any]:
     }
     students = [name for name, model in models.items() if model["role"] == "student"]
     teachers = [name for name, model in models.items() if model["role"] == "teacher"]
+    named = [*teachers, *students, report["shipped"]]
     return {
         "method": config.train.method,
         "seed": config.seed,
@@ -117,6 +119,8 @@ def run(config: Config) -> dict[str, Any]:
         "students": [value[name] for name in students],
         "teacher": value[teachers[0]] if teachers else None,
         "models": value,
+        "intervals": {name: _interval(models[name]["figures"]["ap50"]) for name in named},
+        "roles": {name: models[name]["role"] for name in named},
         "negatives": report["images"]["test"]["without_boxes"],
         "test_images": report["images"]["test"]["images"],
         "parameters": models[report["shipped"]]["parameters"],
@@ -170,7 +174,7 @@ def compared(
 
 
 def report(runs: Mapping[str, Sequence[Run]], comparisons: Sequence[Mapping[str, Any]]) -> str:
-    """Three tables in Markdown: ensembles, their members, and differences of AP50."""
+    """Tables in Markdown: ensembles, their members, every run, and differences of AP50."""
     ensembles = table(
         ("method", *FIGURES.values(), "false positives per frame without polyp", "minutes"),
         [
@@ -200,6 +204,21 @@ def report(runs: Mapping[str, Sequence[Run]], comparisons: Sequence[Mapping[str,
             for method, of in runs.items()
         ],
     )
+    every = table(
+        ("run", "epoch", "teacher", "students", "ensemble", "its form"),
+        [
+            (
+                f"{TITLES.get(method, method)}, seed {r['seed']}",
+                str(r["best_epoch"]),
+                _of_role(r, "teacher"),
+                _of_role(r, "student"),
+                _of_role(r, "ensemble"),
+                r["shipped"].removeprefix("ensemble_"),
+            )
+            for method, of in runs.items()
+            for r in of
+        ],
+    )
     differences = table(
         ("ensembles", "AP50, points, over test images", "p", "over seeds"),
         [
@@ -212,7 +231,22 @@ def report(runs: Mapping[str, Sequence[Run]], comparisons: Sequence[Mapping[str,
             for c in comparisons
         ],
     )
-    return f"{ensembles}\n\n{members}\n\n{differences}\n"
+    return f"{ensembles}\n\n{members}\n\n{every}\n\n{differences}\n"
+
+
+def _interval(figure: Mapping[str, Any]) -> list[float | None]:
+    return [figure[key] for key in ("value", "lower", "upper")]
+
+
+def _of_role(found: Run, role: str) -> str:
+    """AP50 of the networks of a role, each with its interval over test images, in percent."""
+    cells = []
+    for name, of in found["roles"].items():
+        if of == role:
+            value, *limits = found["intervals"][name]
+            known = [f"{100 * limit:.1f}" for limit in limits if limit is not None]
+            cells.append(f"{100 * value:.1f}" + (f" ({' to '.join(known)})" if known else ""))
+    return "; ".join(cells)
 
 
 def _plain(values: Sequence[float | None], digits: int = 2) -> str:
@@ -252,6 +286,8 @@ def study(arguments: argparse.Namespace) -> int:
     print(f"\n{text}")
     if arguments.markdown is not None:
         write_text(arguments.markdown, text)
+    if arguments.figure is not None:
+        write_text(arguments.figure, ap50_drawing(runs, TITLES))
     content = {"runs": runs, "comparisons": comparisons}
     write_json(arguments.out / "study.json", content)
     best = max(float(np.mean([r["figures"]["ap50"] for r in of])) for of in runs.values())
@@ -274,6 +310,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--seeds", type=int, nargs="+", default=(0, 1, 2))
     add("--split-seed", type=int, default=0, help="of the roles")
     add("--markdown", type=Path, help="write the tables to this file, too")
+    add("--figure", type=Path, help="draw AP50 of every run to this file, as SVG")
     try:
         return study(parser.parse_args(argv))
     except MedkdError as error:

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 from types import ModuleType
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -52,6 +53,7 @@ def options(tmp_path: Path) -> list[str]:
         "out": tmp_path / "study",
         "config": drawn.output / "medkd.yaml",
         "markdown": tmp_path / "table.md",
+        "figure": tmp_path / "ap50.svg",
     }
     tracking = f"mlflow.tracking_uri=sqlite:///{tmp_path / 'mlflow.db'}"
     return [
@@ -95,6 +97,12 @@ def test_a_study_is_done_once_and_compares_on_the_same_images(
     table = (tmp_path / "table.md").read_text()
     assert "| KD+ML less Independent |" in table
     assert f"{100 * means[0]:.1f} ± " in table
+    shipped = report["shipped"]
+    (model,) = [model for model in report["models"] if model["name"] == shipped]
+    limits = [f"{100 * model['figures']['ap50'][key]:.1f}" for key in ("value", "lower", "upper")]
+    (line,) = [line for line in table.splitlines() if line.startswith("| KD+ML, seed 1 |")]
+    assert f"| {limits[0]} ({limits[1]} to {limits[2]}) |" in line
+    assert ElementTree.parse(tmp_path / "ap50.svg").getroot().tag.endswith("svg")
 
     def refuse(*_: object) -> None:
         raise AssertionError("trained or predicted again")
