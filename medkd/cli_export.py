@@ -32,7 +32,8 @@ def export(
 ) -> None:
     """Export a model for MLflow, MONAI, ONNX, TorchScript or OpenVINO, or as int8 package.
 
-    What comes out was held against the model on drawn tiles. Nothing of the teacher is in it.
+    A model that finds boxes is exported to ONNX alone. What comes out was held against the model on
+    drawn tiles. Nothing of the teacher is in it.
     """
     from medkd.errors import ConfigError
     from medkd.export.stage import run_export_stage

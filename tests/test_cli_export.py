@@ -6,7 +6,6 @@ from medkd.cli_export import export
 from medkd.errors import ConfigError, OutputError
 from medkd.export.kinds import ExportKind
 from tests.inference.conftest import make_package, medkd, package_folder  # noqa: F401  (fixtures)
-from tests.inference.square_finders import write_finders
 
 
 def test_what_was_written_is_told(package_folder, tmp_path, capsys):  # noqa: F811
@@ -48,15 +47,3 @@ def test_an_unknown_kind_and_no_package(medkd, tmp_path):  # noqa: F811
         f"error: {tmp_path}: is not a model package (it has no model.json). Name the folder "
         "'model' of a finished run; 'medkd train' and 'medkd aggregate' write it.\n"
     )
-
-
-@pytest.mark.parametrize("kind", ExportKind)
-def test_a_model_that_finds_boxes_is_as_it_is(kind, tmp_path):
-    options = {"int8": True, "calibrate": tmp_path} if kind is ExportKind.PACKAGE else {}
-    with pytest.raises(ConfigError) as error:
-        export(write_finders(tmp_path / "model"), to=kind, out=tmp_path / "out", **options)
-    assert str(error.value).startswith(
-        f"{tmp_path / 'model'}: finds boxes in images, and exports are of models that call slides. "
-        "Its folder 'students' has ONNX models"
-    )
-    assert not (tmp_path / "out").exists()

@@ -24,6 +24,7 @@ INT8_TOLERANCE = 1e-2
 
 _ROWS = 4
 _NOISE = 4
+_AT_ONCE = 5
 
 Said: TypeAlias = Mapping[str, np.ndarray]
 """What a student says of N tiles, float32: ``probabilities``, N x classes, and, if it has them,
@@ -86,7 +87,7 @@ def by_onnx(model: Path | bytes, tiles: np.ndarray) -> dict[str, np.ndarray]:
     """What ONNX Runtime makes of tiles: every output by its name.
 
     Args:
-        model: a file, or what is in one.
+        model: a file, or what is in one; with one input.
         tiles: uint8 N x size_px x size_px x 3.
     """
     import onnxruntime
@@ -94,8 +95,14 @@ def by_onnx(model: Path | bytes, tiles: np.ndarray) -> dict[str, np.ndarray]:
     session = onnxruntime.InferenceSession(
         model if isinstance(model, bytes) else str(model), providers=["CPUExecutionProvider"]
     )
+    (takes,) = session.get_inputs()
     names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, {"tiles": tiles}), strict=True))
+    # A few at once: detectors take images of many pixels.
+    parts = [
+        session.run(names, {takes.name: tiles[start : start + _AT_ONCE]})
+        for start in range(0, len(tiles), _AT_ONCE)
+    ]
+    return {name: np.concatenate(of) for name, *of in zip(names, *parts, strict=True)}
 
 
 def by_torch(package: ModelPackage, tiles: np.ndarray) -> dict[str, Said]:

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
 
 from medkd.errors import ModelPackageError
 from medkd.export.check import Said, by_onnx, check_same, reference
 from medkd.export.kinds import ExportKind
+from medkd.export.one_model import one_model, opset_of
 from medkd.export.record import write_record
-from medkd.inference.fused import fused
+from medkd.files import write_bytes
+from medkd.inference.fused import INPUT
 from medkd.inference.package import ModelPackage
 
 _FILE = "model.onnx"
@@ -32,37 +33,13 @@ def fused_onnx(package: ModelPackage) -> onnx.ModelProto:
     Raises:
         ModelPackageError: the students are of different opsets.
     """
-    manifest = package.manifest
-    models = {one.name: onnx.load(package.folder / one.onnx) for one in manifest.students}
-    versions = sorted({opset_of(model) for model in models.values()})
-    if len(versions) > 1:
-        raise ModelPackageError(
-            f"has students of the opsets {' and '.join(map(str, versions))}, which one ONNX model "
-            "cannot hold",
-            where=package.folder,
-            remedy="Use the students' own ONNX files, in the package's folder 'students'.",
-        )
-    model = fused(models)
-    names = [f"{name}_{_PROBABILITIES}" for name in models]
-    mean = helper.make_tensor_value_info(
-        _PROBABILITIES, TensorProto.FLOAT, ["tiles_in_batch", len(manifest.classes)]
+    tile = package.manifest.preprocessing.tile
+    return one_model(
+        package,
+        takes=INPUT,
+        mean_of=_PROBABILITIES,
+        told={"tile": f"{tile.size_px} px at {tile.mpp:g} um/px"},
     )
-    model.graph.node.append(helper.make_node("Mean", names, [_PROBABILITIES], name=_PROBABILITIES))
-    model.graph.output.insert(0, mean)
-    model.producer_name = "medkd"
-    tile = manifest.preprocessing.tile
-    helper.set_model_props(
-        model,
-        {
-            "model": f"{manifest.name} {manifest.version}",
-            "model_sha256": package.sha256,
-            "classes": ", ".join(manifest.classes),
-            "tile": f"{tile.size_px} px at {tile.mpp:g} um/px",
-            "research_use_only": "true",
-        },
-    )
-    onnx.checker.check_model(model, full_check=True)
-    return model
 
 
 def write_onnx(package: ModelPackage, folder: Path) -> tuple[str, ...]:
@@ -72,18 +49,13 @@ def write_onnx(package: ModelPackage, folder: Path) -> tuple[str, ...]:
         ModelPackageError: the model says something else of tiles than the students.
     """
     model = fused_onnx(package)
-    onnx.save(model, folder / _FILE)
+    write_bytes(folder / _FILE, model.SerializeToString())
     held = reference(package)
     found = by_fused(package, folder / _FILE, held.tiles)
     agreement = check_same("one ONNX model", package, held, found)
     opset = opset_of(model)
     write_record(folder, package, ExportKind.ONNX, agreement, {"opset": opset})
     return (f"ONNX opset {opset}, IR version {model.ir_version}.", str(agreement))
-
-
-def opset_of(model: onnx.ModelProto) -> int:
-    """The version of ONNX's own operators that a model needs."""
-    return next(opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx"))
 
 
 def by_fused(package: ModelPackage, model: Path, tiles: np.ndarray) -> dict[str, Said]:

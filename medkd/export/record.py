@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from medkd import __version__
+from medkd.export.box_check import BoxAgreement
 from medkd.export.check import Agreement
 from medkd.export.kinds import ExportKind
 from medkd.files import write_json
+from medkd.inference.detector_package import DetectorPackage
 from medkd.inference.package import ModelPackage
 
 RECORD = "export.json"
@@ -18,14 +20,15 @@ RECORD = "export.json"
 
 def write_record(
     folder: Path,
-    package: ModelPackage,
+    package: ModelPackage | DetectorPackage,
     kind: ExportKind,
-    agreement: Agreement,
+    agreement: Agreement | BoxAgreement,
     more: Mapping[str, Any],
 ) -> None:
     """Write ``export.json``: which model, how it agreed, and the manifest of the package.
 
-    The manifest says how tiles are cut, and how their probabilities become a call.
+    The manifest says how tiles are cut, and how their probabilities become a call; a detector's how
+    large its square is, and how its predictions become boxes.
     """
     write_json(
         folder / RECORD,

@@ -11,6 +11,8 @@ from pathlib import Path
 from medkd.errors import ConfigError
 from medkd.export.kinds import CALLS_SLIDES, ExportKind
 from medkd.files import make_folder
+from medkd.inference.detector_package import TASK as DETECTION
+from medkd.inference.detector_package import load_detector_package
 from medkd.inference.new_version import check_new_folder, folder_in_place
 from medkd.inference.package import ModelPackage, load_package
 from medkd.inference.package_files import task_of
@@ -49,21 +51,16 @@ def run_export_stage(
             something else of tiles than the package.
         OutputError: ``out`` is there already, or cannot be written.
         ConfigError: a library that the kind needs is not installed, a package is to be exported
-            as it is, or the model finds boxes.
+            as it is, or the model finds boxes and is to be something else than ONNX.
         StageError, SlideError: the tiles to calibrate on cannot be used.
     """
+    if task_of(model) == DETECTION:
+        return _of_detector(model, kind, out, quantised=calibrate is not None)
     if kind is ExportKind.PACKAGE and calibrate is None:
         raise ConfigError(
             "a package is what there is already",
             where="--to package",
             remedy="Add --int8 --calibrate TILES, or name another kind.",
-        )
-    if task_of(model) == "detection":
-        raise ConfigError(
-            "finds boxes in images, and exports are of models that call slides",
-            where=model,
-            remedy="Its folder 'students' has ONNX models that give boxes in pixels and need "
-            "nothing else, and 'medkd infer' runs them; docs/detection.md.",
         )
     package = load_package(model, needs_operating_point=kind in CALLS_SLIDES)
     check_new_folder(out, model)
@@ -77,6 +74,29 @@ def run_export_stage(
             package, lines = write_int8_package(package, to, calibrate)
         if kind is not ExportKind.PACKAGE:
             lines += _writer(kind)(package, folder)
+    return exported(out, lines)
+
+
+def _of_detector(model: Path, kind: ExportKind, out: Path, *, quantised: bool) -> Exported:
+    if kind is not ExportKind.ONNX:
+        raise ConfigError(
+            f"finds boxes in images, and is exported to onnx alone, not to {kind}",
+            where=model,
+            remedy="Give --to onnx; docs/export.md says what comes out.",
+        )
+    if quantised:
+        raise ConfigError(
+            "finds boxes in images, and 8-bit integers are for models that call slides",
+            where=model,
+            remedy="Leave out --int8 and --calibrate.",
+        )
+    package = load_detector_package(model)
+    check_new_folder(out, model)
+    with folder_in_place(out) as folder:
+        from medkd.export.detector_onnx import write_detector_onnx
+
+        make_folder(folder)
+        lines = write_detector_onnx(package, folder)
     return exported(out, lines)
 
 

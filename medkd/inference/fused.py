@@ -1,4 +1,4 @@
-"""Several ONNX models of the same tiles as one, so that what they share is computed once."""
+"""Several ONNX models of the same images as one, so that what they share is computed once."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ if TYPE_CHECKING:
 INPUT = "tiles"
 
 
-def fused(models: Mapping[str, ModelProto]) -> ModelProto:
+def fused(models: Mapping[str, ModelProto], takes: str = INPUT) -> ModelProto:
     """Models side by side under one input.
 
     Args:
-        models: by name; each takes ``tiles`` and all are of the same opsets.
+        models: by name; each takes ``takes`` and all are of the same opsets.
+        takes: name of the input.
 
     Returns:
-        A model that takes ``tiles`` and gives ``<name>_<output>`` for each output of each.
+        A model that takes ``takes`` and gives ``<name>_<output>`` for each output of each.
 
     Raises:
         ValueError: there is none, one takes something else, or opsets differ.
@@ -30,8 +31,8 @@ def fused(models: Mapping[str, ModelProto]) -> ModelProto:
     if len({opsets(model) for model in models.values()}) > 1:
         raise ValueError("models of different opsets cannot be one")
     for name, model in models.items():
-        if [one.name for one in model.graph.input] != [INPUT]:
-            raise ValueError(f"{name} takes something else than '{INPUT}'")
+        if [one.name for one in model.graph.input] != [takes]:
+            raise ValueError(f"{name} takes something else than '{takes}'")
     prefixed = [
         compose.add_prefix(model, f"{name}_", rename_inputs=False) for name, model in models.items()
     ]

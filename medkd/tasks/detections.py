@@ -10,9 +10,9 @@ import torch
 from monai.data.box_utils import batched_nms
 from torch import Tensor
 
-# Of a class and an anchor, those that NMS looks at in an image: as many as RetinaNet takes of a
-# level (arXiv 1708.02002).
-_CANDIDATES = 1000
+CANDIDATES = 1000
+"""Of a class and an anchor, those that :func:`select` looks at in an image: as many as RetinaNet
+takes of a level (arXiv 1708.02002)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +106,7 @@ def select(
             boxes,
             scores,
             places,
-            usable.flatten(1).sum(1).clamp_max(_CANDIDATES).tolist(),
+            usable.flatten(1).sum(1).clamp_max(CANDIDATES).tolist(),
             strict=True,
         )
     ]
