@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from medkd.config import Config
+from medkd.datasets.box_members import marks, members, numbered_anew
 from medkd.datasets.near_duplicates import confirmed_duplicates
 from medkd.datasets.patients import Patient
 from medkd.datasets.perceptual_hash import hash_tile
@@ -42,8 +44,8 @@ class ImageGroups:
     """Images that belong together.
 
     Attributes:
-        group_of: of each image's patient, or of the image's path below the root where nobody knows
-            the patient, the name of its group: the first of its names.
+        group_of: of each member (:func:`medkd.datasets.box_members.members`: patient, sequence or
+            image) the name of its group: the first of its members' names.
         classes: of each group, the label that most of its boxes have, or :data:`NOTHING`.
         near_duplicates: pairs of images, paths below the root, that show nearly the same.
     """
@@ -57,26 +59,34 @@ class ImageGroups:
         return tuple(Patient(name, self.classes[name]) for name in sorted(self.classes))
 
     def spread(self, split: pd.DataFrame) -> pd.DataFrame:
-        """A split of the groups as one of patients: columns patient_id, label, fold, role."""
-        members = pd.DataFrame(self.group_of.items(), columns=["member", "patient_id"])
-        wide = split.merge(members, on="patient_id")
+        """A split of the groups as one of members: columns patient_id, label, fold, role."""
+        group_of = pd.DataFrame(self.group_of.items(), columns=["member", "patient_id"])
+        wide = split.merge(group_of, on="patient_id")
         wide = wide.assign(patient_id=wide["member"]).sort_values(["fold", "patient_id"])
         return wide[["patient_id", "label", "fold", "role"]].reset_index(drop=True)
 
 
 def image_groups(table: BoxTable) -> ImageGroups:
-    """Group images by patient, and what is nearly the same image with it.
+    """Group images by patient and sequence, and what is nearly the same image with them.
 
     Raises:
-        StageError: an image cannot be read.
+        StageError: an image cannot be read, or EXIF data turn it; two members have one name.
     """
     images = table.images.reset_index(drop=True)
-    names = persons(images)
+    names = members(images)
+    if anew := numbered_anew(images):
+        warn(
+            f"{len(anew)} sequences have a name that several patients have, such as '{anew[0]}': "
+            "each patient's is taken for another one."
+        )
     pairs = near_duplicates(table.root, images["image"], [(np.arange(len(images)),) * 2])[0]
     codes, known = pd.factorize(names)
-    ends = codes[np.array(pairs, int).reshape(-1, 2)]
-    links = coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(len(known),) * 2)
-    _, component = connected_components(links, directed=False)
+    place = dict(zip(known, range(len(known)), strict=True))
+    links = [(codes[a], codes[b]) for a, b in pairs]
+    links += [(codes[image], place[mark]) for image, mark in marks(images).items()]
+    ends = np.array(links, int).reshape(-1, 2)
+    graph = coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(len(known),) * 2)
+    _, component = connected_components(graph, directed=False)
     order = pd.Series(known).groupby(component).min()
     group_of = {str(name): str(order[part]) for name, part in zip(known, component, strict=True)}
     labels: dict[str, list[str]] = {}
@@ -88,11 +98,6 @@ def image_groups(table: BoxTable) -> ImageGroups:
     }
     paths = images["image"]
     return ImageGroups(group_of, classes, tuple((paths[a], paths[b]) for a, b in pairs))
-
-
-def persons(images: pd.DataFrame) -> pd.Series:
-    """Of each image its patient, or its path below the root where nobody knows one."""
-    return images["patient_id"].where(images["patient_id"].notna(), images["image"]).astype(str)
 
 
 def near_duplicates(
@@ -142,22 +147,24 @@ def near_duplicates(
 
 
 def check_box_leakage(config: Config, table: BoxTable, roles: Mapping[str, str]) -> None:
-    """Refuse roles that share images, and write ``runs/<name>/leakage.json``.
+    """Refuse roles that share images or sequences, and write ``runs/<name>/leakage.json``.
 
     Args:
         config: ``data.allow_leakage`` names what does not stop it.
         table: of the boxes.
-        roles: of each patient, or image without one.
+        roles: of each member.
 
     Raises:
-        StageError: two roles share what was not allowed; an image cannot be read.
+        StageError: two roles share what was not allowed; an image cannot be read, or EXIF data turn
+            it.
     """
     images = table.images.reset_index(drop=True)
-    role = persons(images).map(roles).to_numpy(object)
+    role = members(images).map(roles).to_numpy(object)
     rows = {name: np.flatnonzero(role == name) for name in ROLES}
-    between = [("train", "validation"), ("train", "test"), ("validation", "test")]
+    between = list(combinations(ROLES, 2))
     pairs = near_duplicates(table.root, images["image"], [(rows[a], rows[b]) for a, b in between])
-    findings = [
+    findings = _shared_sequences(images, role)
+    findings += [
         Finding(
             "near_duplicate_tiles",
             f"{one} and {other}: nearly the same image {len(found)} time{'s' * (len(found) != 1)}, "
@@ -168,31 +175,64 @@ def check_box_leakage(config: Config, table: BoxTable, roles: Mapping[str, str])
         for (one, other), found in zip(between, pairs, strict=True)
         if found
     ]
-    allowed = "near_duplicate_tiles" in config.data.allow_leakage
+    allowed = config.data.allow_leakage
     path = config.run_folder / REPORT_NAME
     write_json(
         path,
         {
             "schema_version": 1,
-            "allowed": list(config.data.allow_leakage),
-            "findings": [{**asdict(finding), "allowed": allowed} for finding in findings],
+            "allowed": list(allowed),
+            "findings": [
+                {**asdict(finding), "allowed": finding.kind in allowed} for finding in findings
+            ],
             "images": len(images),
             "patients_known": bool(images["patient_id"].notna().all()),
             "fold": config.split.fold,
         },
     )
-    told = "; ".join(finding.what for finding in findings)
-    if findings and not allowed:
+    for finding in findings:
+        if finding.kind in allowed:
+            warn(f"allowed by data.allow_leakage: {finding.what}.")
+    refused = [finding for finding in findings if finding.kind not in allowed]
+    if refused:
+        kinds = dict.fromkeys(finding.kind for finding in refused)
         raise StageError(
-            told,
+            "; ".join(finding.what for finding in refused),
             where=path,
-            remedy="Let 'medkd split' draw the roles, which keeps such images together; to train "
-            "on it on purpose, set data.allow_leakage=[near_duplicate_tiles].",
+            remedy="Let 'medkd split' draw the roles, which keeps what is alike together; to train "
+            f"on it on purpose, set data.allow_leakage=[{', '.join([*allowed, *kinds])}].",
         )
-    if findings:
-        warn(f"allowed by data.allow_leakage: {told}.")
+
+
+def _shared_sequences(images: pd.DataFrame, role: np.ndarray) -> list[Finding]:
+    """Sequences some of whose frames have a patient of one role, and others none or another."""
+    shared = marks(images)
+    # A member has one role, so what has two is the sequence of frames with and without a patient.
+    table = pd.DataFrame(
+        {
+            "mark": shared.to_numpy(),
+            "image": images["image"].loc[shared.index].to_numpy(),
+            "role": role[shared.index],
+        }
+    )
+    first = table.groupby(["mark", "role"])["image"].first().unstack()
+    findings = []
+    for one, other in combinations([name for name in ROLES if name in first], 2):
+        both = first[[one, other]].dropna()
+        examples = [(str(a), str(b)) for a, b in both.to_numpy()]
+        if examples:
+            findings.append(
+                Finding(
+                    "shared_patients",
+                    f"{one} and {other} share sequences ({len(both)}), such as '{both.index[0]}': "
+                    f"{examples[0][0]} and {examples[0][1]}",
+                    len(both),
+                    tuple(examples[:_EXAMPLES]),
+                )
+            )
+    return findings
 
 
 def _grey(path: Path) -> np.ndarray:
-    image = Image.fromarray(read_image(path)).convert("L")
+    image = Image.fromarray(read_image(path, turned=False)).convert("L")
     return np.asarray(image.resize((_HASHED_PX, _HASHED_PX), Image.Resampling.BILINEAR))

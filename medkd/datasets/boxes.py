@@ -13,6 +13,7 @@ import pyarrow as pa
 import torch
 from monai.utils.enums import TraceKeys
 
+from medkd.datasets.box_members import marks, members
 from medkd.datasets.patients import Patient
 from medkd.datasets.split_file import read_role_table
 from medkd.datasets.split_schemes import ROLES
@@ -88,16 +89,17 @@ def box_items(
         table: as :func:`medkd.importers.box_table.read_boxes` gives it.
         role: ``train``, ``validation`` or ``test``; None: all images.
         roles: a table of ``patient_id``, ``role`` and, where there are several, ``fold``, such as
-            splits.parquet. Where nobody knows the patients each image counts as one, and its path
-            below the root stands for the patient. None: the column ``role`` of the table, which
-            YOLO's folders fill.
+            splits.parquet, of the members that :func:`medkd.datasets.box_members.members` names:
+            where nobody knows the patient, ``sequence:<sequence_id>`` stands for it, or the path
+            of the image below the root. None: the column ``role`` of the table, which YOLO's
+            folders fill.
         fold: of ``roles``.
         classes: give the number of each label; None: those of the table.
 
     Raises:
         ConfigError: another word for a role.
         StageError: a box is not finite, has no area or lies outside its image; a label is no class;
-            no image has the role, an image has none, or a patient has two.
+            no image has the role, an image has none, or a patient or sequence has two.
         TableError: ``roles`` cannot be used.
     """
     images = table.images
@@ -228,8 +230,8 @@ def _numbers(
 
 def _from_file(images: pd.DataFrame, path: Path, fold: int) -> np.ndarray:
     """Role of each image, by a table of roles."""
-    patients = images["patient_id"].where(images["patient_id"].notna(), images["image"])
-    table = read_role_table(path, [Patient(name, "") for name in sorted(set(patients))])
+    names = members(images)
+    table = read_role_table(path, [Patient(name, "") for name in sorted(set(names))])
     folds = int(table["fold"].max()) + 1
     if not 0 <= fold < folds:
         raise StageError(
@@ -238,7 +240,7 @@ def _from_file(images: pd.DataFrame, path: Path, fold: int) -> np.ndarray:
             remedy="Choose one of these.",
         )
     of_fold = table[table["fold"] == fold].set_index("patient_id")["role"]
-    return of_fold.loc[patients].to_numpy(object)
+    return of_fold.loc[names].to_numpy(object)
 
 
 def _from_table(table: BoxTable) -> np.ndarray:
@@ -252,13 +254,14 @@ def _from_table(table: BoxTable) -> np.ndarray:
             remedy="Give a table of roles with the columns patient_id and role; where nobody knows "
             "the patients, the path of an image below the root stands for the patient.",
         )
-    of_patient = images.dropna(subset="patient_id").groupby("patient_id")["role"].unique()
-    twice = of_patient[of_patient.map(len) > 1]
+    shared = marks(images)
+    of_mark = images["role"].loc[shared.index].groupby(shared.to_numpy()).unique()
+    twice = of_mark[of_mark.map(len) > 1]
     if len(twice):
         raise StageError(
-            f"{len(twice)} patients have images in two roles, such as '{twice.index[0]}': "
-            f"{' and '.join(sorted(twice.iloc[0], key=ROLES.index))}",
+            f"{len(twice)} patients or sequences have images in two roles, such as "
+            f"'{twice.index[0]}': {' and '.join(sorted(twice.iloc[0], key=ROLES.index))}",
             where=table.root,
-            remedy="Give a table of roles in which each patient has one.",
+            remedy="Give a table of roles in which each has one.",
         )
     return images["role"].to_numpy(object)

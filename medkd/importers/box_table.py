@@ -121,9 +121,9 @@ def write_boxes(
 ) -> BoxSummary:
     """Check the images and their boxes, and write boxes.parquet to ``out``.
 
-    An image is left out, and told of, where it cannot be read, has another size than its boxes
-    speak of, or one of its boxes is empty or lies outside: without that box the image would teach
-    that nothing is there.
+    An image is left out, and told of, where it cannot be read, EXIF data turn it, it has another
+    size than its boxes speak of, or one of its boxes is empty or lies outside: without that box the
+    image would teach that nothing is there.
 
     Raises:
         ConfigError: a pattern is none.
@@ -134,13 +134,14 @@ def write_boxes(
     sequence = options.sequence and compile_pattern(options.sequence, "--sequence")
     left_out = list(problems)
     rows: list[dict[str, object]] = []
-    sizes = image_sizes(root, [item.image for item in found], decode=options.decode)
+    names = [item.image for item in found]
+    sizes = image_sizes(root, names, decode=options.decode, turned=False)
     for item, size in zip(found, sizes, strict=True):
         where = str(root / item.image)
         who = matched(patient, item.image) if patient else None
         which = matched(sequence, item.image) if sequence else None
-        if isinstance(size, str):
-            left_out.append(Problem("unreadable", where, size[:200], "Fetch the file again."))
+        if isinstance(size, Problem):
+            left_out.append(size)
             continue
         boxes = _scaled(item, size)
         wrong = _fault(item, size, boxes) or (

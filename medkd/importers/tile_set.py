@@ -203,7 +203,7 @@ def _with_size(
 ) -> tuple[pd.DataFrame, int]:
     """``table`` with the images that can be read and have the size of most; and that size."""
     sizes = list(image_sizes(root, table["image"].tolist(), decode=decode))
-    common = Counter(size for size in sizes if not isinstance(size, str)).most_common(1)
+    common = Counter(size for size in sizes if not isinstance(size, Problem)).most_common(1)
     width_px, height_px = common[0][0] if common else (0, 0)
     if width_px != height_px:
         raise LayoutError(
@@ -213,10 +213,8 @@ def _with_size(
         )
     usual = (width_px, height_px)
     for image, size in zip(table["image"], sizes, strict=True):
-        if isinstance(size, str):
-            problems.append(
-                Problem("unreadable", str(root / image), size[:200], "Fetch the file again.")
-            )
+        if isinstance(size, Problem):
+            problems.append(size)
         elif size != usual:
             problems.append(
                 Problem(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from medkd.config import TileConfig
 from medkd.errors import StageError
@@ -23,6 +24,9 @@ IMAGE_COLUMN = "image"
 
 _SCHEMA_VERSION = 1
 _IMPORT_AGAIN = "Run 'medkd import' again."
+
+WITHOUT_TAG = "Save it as they mean it, without the tag, and import again."
+"""What to do about :func:`turned_by_exif`."""
 
 
 @dataclass(frozen=True)
@@ -167,14 +171,35 @@ def refuse_imported(folder: Path) -> None:
         )
 
 
-def read_image(path: Path) -> np.ndarray:
+def turned_by_exif(image: Image.Image) -> str:
+    """In words, that EXIF data turn or mirror an image with boxes; empty where they do not.
+
+    Ask before the pixels are loaded: Pillow turns a TIFF then, and forgets that it did.
+    """
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    # Viewers pass over numbers that mean nothing, and so does medkd infer.
+    if orientation not in range(2, 9):
+        return ""
+    return (
+        f"turned by EXIF (orientation {orientation}): whether its boxes mean the stored or the "
+        "upright image is not known"
+    )
+
+
+def read_image(path: Path, *, turned: bool = True) -> np.ndarray:
     """The image at ``path``: uint8, height x width x 3, RGB.
 
+    Args:
+        path: of the image.
+        turned: take an image that EXIF data turn, as its pixels lie in the file.
+
     Raises:
-        StageError: there is no such image, or it cannot be decoded.
+        StageError: there is no such image, it cannot be decoded, or it is turned and must not be.
     """
     try:
         with Image.open(path) as image:
+            if not turned and (fault := turned_by_exif(image)):
+                raise StageError(fault, where=path, remedy=WITHOUT_TAG)
             return np.asarray(image.convert("RGB"))
     except FileNotFoundError:
         raise StageError(
@@ -183,7 +208,7 @@ def read_image(path: Path) -> np.ndarray:
             remedy=f"If the tile set was moved, mend 'root' in {RECORD_NAME}; otherwise run "
             "'medkd import' again.",
         ) from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, struct.error) as error:
         # Pillow tells of a damaged PNG by a SyntaxError.
         raise StageError(
             f"cannot be decoded: {error}",

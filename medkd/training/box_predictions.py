@@ -14,6 +14,7 @@ from torch import Tensor
 
 from medkd.config import Config
 from medkd.config.load import read_resolved
+from medkd.datasets.box_members import members
 from medkd.datasets.boxes import BoxItems
 from medkd.distill.cohort import Cohort
 from medkd.distill.graph import Graph, expand
@@ -42,7 +43,8 @@ class FoundBoxes:
         images: paths below ``root``.
         root: of the images.
         sizes_px: width and height of the files, int32, images x 2.
-        sources: of each image its patient, else its sequence, else its path: what resembles.
+        sources: of each image its patient, else its sequence, else its path, as
+            :func:`medkd.datasets.box_members.members` names them: what resembles.
         truth: float32 images x M x 5: class number, x1, y1, x2, y2, pixels of the file; class -1
             for padding.
         found: of each network, and of :data:`DENSE` and :data:`BOXES` where several ship, what it
@@ -198,14 +200,12 @@ def images_of(
     """
     items, settings = data.items[role], data.config.detection
     names = tuple(items.names.to_pylist())
-    known = data.table.images.set_index("image").loc[list(names)]
-    source = known["patient_id"].where(known["patient_id"].notna(), known["sequence_id"])
-    source = source.where(source.notna(), known.index.to_series())
+    known = data.table.images.set_index("image", drop=False).loc[list(names)]
     return FoundBoxes(
         images=names,
         root=items.root,
         sizes_px=items.sizes_px,
-        sources=source.to_numpy(dtype=object).astype(str),
+        sources=members(known).to_numpy(dtype=object).astype(str),
         truth=_padded(items),
         found={
             name: [

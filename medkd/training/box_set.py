@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from medkd.config import Config
-from medkd.datasets.box_split import check_box_leakage, persons
+from medkd.datasets.box_members import members
+from medkd.datasets.box_split import check_box_leakage
 from medkd.datasets.box_transforms import box_dataset
 from medkd.datasets.boxes import BoxItems, box_items
 from medkd.datasets.patches import EpochSampler, PatchDataset
@@ -64,7 +65,7 @@ class BoxSet:
     Attributes:
         config: of the experiment.
         table: of all images.
-        roles: of each patient, or of each image where nobody knows its patient.
+        roles: of each member: patient, sequence or image, see :mod:`medkd.datasets.box_members`.
         items: of each role.
     """
 
@@ -78,7 +79,7 @@ class BoxSet:
         """Of the images' paths and sizes, boxes, labels and roles, and of how they are resized."""
         settings = self.config.detection
         images = self.table.images
-        role = persons(images).map(dict(self.roles))
+        role = members(images).map(dict(self.roles))
         rows = zip(
             images["image"], images["width_px"], images["height_px"], images["boxes"],
             images["labels"], role, strict=True,
@@ -122,7 +123,7 @@ class BoxSet:
         return max(int(items.counts.max(initial=0)) for items in self.items.values())
 
     def check(self) -> None:
-        """Refuse roles that share images, see :mod:`medkd.datasets.box_split`."""
+        """Refuse roles that share images or sequences, see :mod:`medkd.datasets.box_split`."""
         check_box_leakage(self.config, self.table, self.roles)
 
     def training_loader(self, views: int) -> tuple[TileLoader, EpochSampler]:
@@ -216,10 +217,11 @@ def load_box_set(config: Config) -> BoxSet:
     split = read_split(config.splits_file, config.split.fold)
     roles = dict(zip(split["patient_id"], split["role"], strict=True))
     remedy = "Remove the file and run 'medkd split' again; runs trained on it are then void."
-    strangers = sorted(set(persons(table.images)) - set(roles))
+    strangers = sorted(set(members(table.images)) - set(roles))
     if strangers:
         raise StageError(
-            f"{len(strangers)} images or patients have no role, such as '{strangers[0]}'",
+            f"{len(strangers)} images, sequences or patients have no role, such as "
+            f"'{strangers[0]}'",
             where=config.splits_file,
             remedy=remedy,
         )

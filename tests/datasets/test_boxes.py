@@ -183,8 +183,16 @@ def test_roles_that_cannot_be_used_are_told(tmp_path: Path) -> None:
         THREE[2] | {"role": "test", "patient_id": "p2"},
     )
     assert told(StageError, both, role="train") == (
-        f"{ROOT}: 1 patients have images in two roles, such as 'p1': train and test. Give a table "
-        "of roles in which each patient has one."
+        f"{ROOT}: 1 patients or sequences have images in two roles, such as 'p1': train and test. "
+        "Give a table of roles in which each has one."
+    )
+    video = table_of(
+        THREE[0] | {"role": "train", "patient_id": "p1", "sequence_id": "7"},
+        THREE[1] | {"role": "test", "sequence_id": "7"},
+        THREE[2] | {"role": "test", "patient_id": "7"},
+    )
+    assert "1 patients or sequences have images in two roles, such as 'sequence:7'" in told(
+        StageError, video, role="train"
     )
     single = table_of(*(row | {"role": "train"} for row in THREE))
     assert told(StageError, single, role="test") == (
@@ -195,6 +203,18 @@ def test_roles_that_cannot_be_used_are_told(tmp_path: Path) -> None:
     assert f"{roles}: patient 'c.png' has no role" in told(
         TableError, table_of(*THREE), role="test", roles=roles
     )
+
+
+def test_a_table_of_roles_may_name_patients_sequences_and_images(tmp_path: Path) -> None:
+    table = table_of(
+        THREE[0] | {"patient_id": "7", "sequence_id": "8"},
+        THREE[1] | {"sequence_id": "7"},
+        THREE[2],
+    )
+    roles = tmp_path / "roles.csv"
+    roles.write_text("patient_id,role\n7,train\nsequence:7,validation\nc.png,test\n")
+    for role, name in (("train", "a.png"), ("validation", "b.png"), ("test", "c.png")):
+        assert names(box_items(table, role=role, roles=roles)) == [name]
 
 
 def test_a_batch_stacks_images_and_lists_boxes() -> None:

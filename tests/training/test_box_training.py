@@ -214,7 +214,9 @@ def test_another_table_of_boxes_is_another_run(config: Config, tmp_path: Path) -
 def test_an_image_without_a_role_is_told(config: Config) -> None:
     split = pd.read_parquet(config.splits_file)
     split.iloc[1:].to_parquet(config.splits_file)
-    with pytest.raises(StageError, match=r"1 images or patients have no role, such as 'images/"):
+    with pytest.raises(
+        StageError, match="1 images, sequences or patients have no role, such as 'ima"
+    ):
         load_box_set(config)
 
 
