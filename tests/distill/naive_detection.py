@@ -82,20 +82,25 @@ def giou(a: Numbers, b: Numbers) -> Tensor:
 
 
 def box(
-    target: Tensor, learner: Tensor, anchors: Tensor, image_px: int, least_confidence: float
+    target: Tensor,
+    learner: Tensor,
+    targets: Tensor,
+    anchors: Tensor,
+    image_px: int,
+    least_confidence: float,
 ) -> Tensor:
-    """sum_a v_a [1 - GIoU(t_a, s_a) + |t_a - s_a|_1 / S] / max(1, sum_a v_a)."""
-    terms, weights = [], 0.0
-    for theirs, ours in zip(target, learner, strict=True):
-        for z, u, anchor in zip(theirs, ours, anchors, strict=True):
+    """sum_a v_a [1 - GIoU(t_a, s_a) + |t_a - s_a|_1 / S] / max(1, |foreground|)."""
+    terms, foreground = [], 0
+    for theirs, ours, labels in zip(target, learner, targets, strict=True):
+        for z, u, matched, anchor in zip(theirs, ours, labels, anchors, strict=True):
+            foreground += int(matched[0] >= 0)
             confidence = largest_probability(z[:-4])
             if confidence < least_confidence:
                 continue
             t, s = decode(z[-4:], anchor), decode(u[-4:], anchor)
             distance = sum(abs(a - b) for a, b in zip(t, s, strict=True)) / image_px
             terms.append(confidence * (1 - giou(t, s) + distance))
-            weights += confidence
-    return add(terms) / max(1.0, weights)
+    return add(terms) / max(1, foreground)
 
 
 def imitation(target: Tensor, learner: Tensor, targets: Tensor) -> Tensor:

@@ -86,12 +86,19 @@ def compute(name: str, target: Tensor, learner: Tensor, **settings: float) -> Te
 TRANSCRIBED: list[tuple[str, dict[str, float], Callable[[Tensor, Tensor], Tensor]]] = [
     ("class_kl", {}, lambda t, s: naive.class_kl(t, s, targets(), 1)),
     ("class_kl", {"temperature": 4.0}, lambda t, s: naive.class_kl(t, s, targets(), 4)),
-    ("box", {}, lambda t, s: naive.box(t, s, anchors(), IMAGE_PX, 0.3)),
-    ("box", {"least_confidence": 0.7}, lambda t, s: naive.box(t, s, anchors(), IMAGE_PX, 0.7)),
+    ("box", {}, lambda t, s: naive.box(t, s, targets(), anchors(), IMAGE_PX, 0.3)),
+    (
+        "box",
+        {"least_confidence": 0.7},
+        lambda t, s: naive.box(t, s, targets(), anchors(), IMAGE_PX, 0.7),
+    ),
     (
         "kl",
         {"temperature": 4.0},
-        lambda t, s: naive.class_kl(t, s, targets(), 4) + naive.box(t, s, anchors(), IMAGE_PX, 0.3),
+        lambda t, s: (
+            naive.class_kl(t, s, targets(), 4)
+            + naive.box(t, s, targets(), anchors(), IMAGE_PX, 0.3)
+        ),
     ),
     ("imitation", {}, lambda t, s: naive.imitation(t, s, targets())),
 ]
@@ -199,10 +206,22 @@ def test_box_by_hand() -> None:
     """dx = 1 puts the box beside the target's: IoU 0, the hull is their union, GIoU 0."""
     target, learner = one(math.log(3)), one(0.0, (1, 0, 0, 0))
     # 3/4 (1 - 0 + 20 px / 100 px)
-    assert box(target, learner, ANCHOR, 100).item() == pytest.approx(0.75 * 1.2)
+    assert box(target, learner, FOREGROUND, ANCHOR, 100).item() == pytest.approx(0.75 * 1.2)
     # Half as wide: IoU 1/2 = GIoU; x1 moves by 2.5 px and x2 as much.
     learner = one(0.0, (0, 0, math.log(1 / 2), 0))
-    assert box(target, learner, ANCHOR, 100).item() == pytest.approx(0.75 * 0.55)
+    assert box(target, learner, FOREGROUND, ANCHOR, 100).item() == pytest.approx(0.75 * 0.55)
+
+
+def test_no_anchor_pulls_harder_than_a_label_would() -> None:
+    """Three anchors in the foreground, and the target sure of one: a third of what one weighs."""
+    target = torch.cat([one(math.log(3)), one(-5.0), one(-5.0)], dim=1)
+    learner = one(0.0, (1, 0, 0, 0)).repeat(1, 3, 1)
+    three = FOREGROUND.repeat(1, 3, 1)
+    value = box(target, learner, three, ANCHOR.repeat(3, 1), 100)
+    assert value.item() == pytest.approx(0.75 * 1.2 / 3)
+    # Where nothing is, there is no more than one label's worth of it.
+    nothing = box(target, learner, BACKGROUND.repeat(1, 3, 1), ANCHOR.repeat(3, 1), 100)
+    assert nothing.item() == pytest.approx(0.75 * 1.2)
 
 
 @pytest.mark.parametrize(("class_logit", "taught"), [(-0.85, False), (-0.84, True)])
@@ -210,7 +229,7 @@ def test_a_target_teaches_boxes_from_a_confidence_of_three_tenths(
     class_logit: float, taught: bool
 ) -> None:
     """logit(0.3) = -0.8473."""
-    value = box(one(class_logit), one(0.0, (1, 0, 0, 0)), ANCHOR, 100)
+    value = box(one(class_logit), one(0.0, (1, 0, 0, 0)), FOREGROUND, ANCHOR, 100)
     assert (value.item() > 0) == taught
 
 
@@ -244,7 +263,7 @@ def test_without_a_box_there_is_nothing_to_imitate() -> None:
 def test_where_the_target_is_unsure_there_is_no_box_to_learn() -> None:
     target, learner = logits(1), logits(2).requires_grad_()
     target[..., :CLASSES] = -5
-    value = box(target, learner, anchors(), IMAGE_PX)
+    value = box(target, learner, targets(), anchors(), IMAGE_PX)
     assert value.item() == 0
     (gradient,) = torch.autograd.grad(value, learner)
     assert not gradient.any()
@@ -256,7 +275,7 @@ def test_background_alone_still_teaches_classes() -> None:
     nothing = BACKGROUND.expand(IMAGES, CELLS * PER_CELL, 5)
     value = kl(target, learner, nothing, anchors(), IMAGE_PX)
     expected = naive.class_kl(target, learner, nothing, 1)
-    expected = expected + naive.box(target, learner, anchors(), IMAGE_PX, 0.3)
+    expected = expected + naive.box(target, learner, nothing, anchors(), IMAGE_PX, 0.3)
     torch.testing.assert_close(value, expected, atol=1e-10, rtol=0)
 
 

@@ -214,8 +214,7 @@ def test_losses_and_gradients_are_finite(most: int, size: float, dtype: torch.dt
     other = (size * random_logits(4, seed=1)).to(dtype)
     losses = [TASK.supervised_loss(logits, targets)]
     losses += [
-        TASK.link_losses[name].compute(other, logits, **more)
-        for name, more in (("kl", {"targets": targets}), ("box", {}))
+        TASK.link_losses[name].compute(other, logits, targets=targets) for name in ("kl", "box")
     ]
     for loss in losses:
         assert loss.isfinite()
@@ -253,14 +252,14 @@ def test_links_know_the_anchors() -> None:
     of_features = {"attention", "similarity", "feature_mse", "contrastive"}
     assert losses.keys() == DETECTION_LOSSES.keys() | of_features
     class_kl = losses["class_kl"].compute(target, learner, targets=targets, temperature=4.0)
-    box = losses["box"].compute(target, learner)
+    box = losses["box"].compute(target, learner, targets=targets)
     both = losses["kl"].compute(target, learner, targets=targets, temperature=4.0)
-    expected = naive.box(target, learner, ANCHORS, 64, 0.3)
+    expected = naive.box(target, learner, targets, ANCHORS, 64, 0.3)
     torch.testing.assert_close(box, expected, atol=1e-10, rtol=0)
     expected = naive.class_kl(target, learner, targets, 4)
     torch.testing.assert_close(class_kl, expected, atol=1e-10, rtol=0)
     torch.testing.assert_close(both, class_kl + box, atol=1e-12, rtol=0)
-    in_single = losses["box"].compute(target.float(), learner.float())
+    in_single = losses["box"].compute(target.float(), learner.float(), targets=targets)
     assert in_single.dtype == torch.float32
     assert in_single.item() == pytest.approx(box.item(), rel=1e-5)
 
@@ -269,7 +268,10 @@ def test_a_task_can_be_copied_and_sent() -> None:
     task = pickle.loads(pickle.dumps(copy.deepcopy(TASK)))
     assert task == TASK
     target, learner = random_logits(1), random_logits(1, seed=1)
-    values = [one.link_losses["box"].compute(target, learner) for one in (TASK, task)]
+    targets = TASK.targets(random_labels(1, 1))
+    values = [
+        one.link_losses["box"].compute(target, learner, targets=targets) for one in (TASK, task)
+    ]
     assert values[0] == values[1]
 
 
@@ -414,7 +416,7 @@ def test_kd_ml_serves_as_it_is() -> None:
 
     def kl(source: str, learner: str, temperature: float) -> Tensor:
         return naive.class_kl(z[source], z[learner], targets, temperature) + naive.box(
-            z[source], z[learner], ANCHORS, 64, 0.3
+            z[source], z[learner], targets, ANCHORS, 64, 0.3
         )
 
     expected = {
