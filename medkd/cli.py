@@ -18,7 +18,7 @@ from medkd.cli_export import export
 from medkd.cli_import import import_app
 from medkd.cli_infer import infer
 from medkd.cli_methods import methods_app, networks
-from medkd.cli_options import ConfigOption, SetOption, load_rows, load_settings
+from medkd.cli_options import ConfigOption, SetOption, load_rows, load_settings, refuse_boxes
 from medkd.cli_recalibrate import recalibrate
 from medkd.cli_recheck import recheck
 from medkd.cli_watch import watch
@@ -65,6 +65,7 @@ def _main(
 def tile(config: ConfigOption = None, assignments: SetOption = None) -> None:
     """Tile the slides of slides.csv into quality-checked patches at one physical resolution."""
     settings = load_settings(config, assignments)
+    refuse_boxes(settings, "tile")
     from medkd.slides.tile_stage import run_tile_stage
 
     rows = load_rows(settings)
@@ -198,6 +199,7 @@ def predict(
     Slides that are done are kept: after an interruption it goes on with the others.
     """
     settings = load_settings(config, assignments)
+    refuse_boxes(settings, "predict")
     rows = load_rows(settings)
     from medkd.training.predict_stage import run_predict_stage
 
@@ -214,6 +216,7 @@ def predict(
 def aggregate(config: ConfigOption = None, assignments: SetOption = None) -> None:
     """Pool tiles to slide and patient calls, and freeze the operating point into the model."""
     settings = load_settings(config, assignments)
+    refuse_boxes(settings, "aggregate")
     from medkd.slide_level.aggregate_stage import run_aggregate_stage
 
     result = run_aggregate_stage(settings)

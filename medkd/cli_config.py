@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from medkd.cli_options import ConfigOption, SetOption, load_rows, load_settings
+
+if TYPE_CHECKING:
+    from medkd.config import Config
 
 config_app = typer.Typer(no_args_is_help=True, help="Write, check and show a configuration file.")
 
@@ -32,23 +35,43 @@ def config_init(
 
 @config_app.command("check")
 def config_check(config: ConfigOption = None, assignments: SetOption = None) -> None:
-    """Check the configuration, slides.csv and the method, without running anything."""
+    """Check the configuration, slides.csv or boxes, and the method, without running anything."""
     settings = load_settings(config, assignments)
     from medkd.distill.graph import expand
     from medkd.distill.method import load_method
 
-    rows = load_rows(settings)
     graph = expand(load_method(settings.train.method), len(settings.train.students))
-    patients = len({row.patient_id for row in rows})
+    found, missing = (_boxes if settings.task == "detection" else _slides)(settings)
     print(
-        f"The configuration is sound: {len(rows)} slides of {patients} patients, method "
-        f"{graph.method} with {len(graph.nodes)} networks."
+        f"The configuration is sound: {found}, method {graph.method} with {len(graph.nodes)} "
+        "networks."
     )
-    missing = [row for row in rows if not row.path.exists()]
-    for row in missing:
-        print(f"{row.path}: no such file. Mend the path of slide {row.slide_id}.", file=sys.stderr)
+    for line in missing:
+        print(line, file=sys.stderr)
     if missing:
         raise typer.Exit(1)
+
+
+def _slides(settings: Config) -> tuple[str, list[str]]:
+    """What there is to learn from, in words, and a line for each missing file."""
+    rows = load_rows(settings)
+    patients = len({row.patient_id for row in rows})
+    return f"{len(rows)} slides of {patients} patients", [
+        f"{row.path}: no such file. Mend the path of slide {row.slide_id}."
+        for row in rows
+        if not row.path.exists()
+    ]
+
+
+def _boxes(settings: Config) -> tuple[str, list[str]]:
+    from medkd.importers.box_table import read_boxes
+
+    table = read_boxes(settings.detection.boxes)
+    paths = [table.root / name for name in table.images["image"]]
+    boxes = sum(map(len, table.images["boxes"]))
+    return f"{len(paths)} images with {boxes} boxes", [
+        f"{path}: no such file. Import the data set again." for path in paths if not path.exists()
+    ]
 
 
 @config_app.command("show")

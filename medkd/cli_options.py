@@ -48,6 +48,22 @@ def load_settings(path: Path | None, assignments: list[str] | None) -> Config:
     return load_config(path, tuple(assignments or ()))
 
 
+def refuse_boxes(config: Config, command: str) -> None:
+    """End a command that is of slides where the configuration is of boxes in images.
+
+    Raises:
+        ConfigError: it is.
+    """
+    if config.task == "detection":
+        from medkd.errors import ConfigError
+
+        raise ConfigError(
+            f"'medkd {command}' is of slides, and task: detection finds boxes in images",
+            where="task",
+            remedy="Its stages are import, split, train, evaluate and infer; docs/detection.md.",
+        )
+
+
 def load_rows(config: Config) -> tuple[SlideRow, ...]:
     """The rows of its slides.csv; a detection has none."""
     if config.task == "detection":

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from medkd import __version__
+from tests.training.box_cohort import box_cohort
 
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 HEAVY = ("torch", "monai", "mlflow", "lightning_fabric", "pandas", "sklearn", "matplotlib")
 
 
@@ -84,6 +86,36 @@ def test_a_wrong_call_is_one_line_and_status_2(
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == []
+
+
+def test_a_configuration_of_boxes_is_checked(tmp_path: Path) -> None:
+    """Of 8 drawn images two show nothing, one shows two ellipses, the others show one."""
+    box_cohort(tmp_path / "drawn", images=8, split=False)
+    check = ("config", "check", "--config", tmp_path / "drawn" / "medkd.yaml")
+    done = medkd(*check, cwd=tmp_path)
+    assert done.stdout == (
+        "The configuration is sound: 8 images with 7 boxes, method kd_ml with 3 networks.\n"
+    )
+    image = sorted((tmp_path / "drawn" / "images").iterdir())[0]
+    image.unlink()
+    done = medkd(*check, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == f"{image}: no such file. Import the data set again.\n"
+    (tmp_path / "drawn" / "boxes.parquet").unlink()
+    done = medkd(*check, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "boxes.parquet: no boxes are there yet. Import the data set first" in done.stderr
+
+
+@pytest.mark.parametrize("stage", ["tile", "predict", "aggregate"])
+def test_stages_of_slides_refuse_a_configuration_of_boxes(stage: str, tmp_path: Path) -> None:
+    done = medkd(stage, "--config", CONFIGS / "polyp.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: task: 'medkd {stage}' is of slides, and task: detection finds boxes in images. "
+        "Its stages are import, split, train, evaluate and infer; docs/detection.md.\n"
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
