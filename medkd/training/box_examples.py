@@ -11,13 +11,13 @@ import matplotlib as mpl
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from medkd.datasets.box_drawing import BOX_COLOURS, draw_box, draw_line
 from medkd.slides.imported_tiles import read_image
 from medkd.tasks.detections import Detections, box_iou
 from medkd.training.box_evaluation import Evaluated
 from medkd.training.box_predictions import FoundBoxes
 
-TRUE_COLOUR, FOUND_COLOUR = "#56B4E9", "#F0E442"
-"""Of Okabe and Ito's colours the two that stand out on mucosa."""
+TRUE_COLOUR, FOUND_COLOUR = BOX_COLOURS[:2]
 
 _LONGER_SIDE_PX = 480
 _LEGEND_PX = 26
@@ -154,11 +154,11 @@ def draw_example(
 
     boxes, numbers = true_boxes(test, image)
     for box, number in zip(boxes * scale, numbers, strict=True):
-        _box(draw, box, TRUE_COLOUR, size)
+        draw_box(draw, box, TRUE_COLOUR, size)
         if len(classes) > 1:
             _tag(draw, told(int(number)).strip(), (box[0], box[3]), TRUE_COLOUR, font, size)
     for box, score, number in zip(found.boxes * scale, found.scores, found.classes, strict=True):
-        _box(draw, box, FOUND_COLOUR, size, dash=10)
+        draw_box(draw, box, FOUND_COLOUR, size, dash_px=10)
         text = f"{told(int(number))}{score:.2f}"
         _tag(draw, text, (box[0], box[1] - 18), FOUND_COLOUR, font, size)
     _legend(draw, size, font)
@@ -169,48 +169,9 @@ def _legend(draw: ImageDraw.ImageDraw, size: tuple[int, int], font: ImageFont.Fr
     middle = size[1] + _LEGEND_PX // 2
     left = 8
     for colour, text, dash in ((TRUE_COLOUR, "true", 0), (FOUND_COLOUR, "found, score", 10)):
-        _line(draw, (left, middle), (left + 34, middle), colour, dash)
+        draw_line(draw, (left, middle), (left + 34, middle), colour, dash_px=dash)
         draw.text((left + 42, middle), text, fill="#1d2733", font=font, anchor="lm")
         left += 42 + int(draw.textlength(text, font=font)) + 22
-
-
-def _box(
-    draw: ImageDraw.ImageDraw,
-    box: np.ndarray,
-    colour: str,
-    size: tuple[int, int],
-    dash: int = 0,
-) -> None:
-    # Lines are 3 px wide with a dark rim: one at the image's edge must not be cut in half.
-    x1, y1, x2, y2 = (
-        min(max(float(edge), 2.0), side - 3.0) for edge, side in zip(box, size * 2, strict=True)
-    )
-    for ends in (
-        ((x1, y1), (x2, y1)),
-        ((x2, y1), (x2, y2)),
-        ((x2, y2), (x1, y2)),
-        ((x1, y2), (x1, y1)),
-    ):
-        _line(draw, *ends, colour, dash)
-
-
-def _line(
-    draw: ImageDraw.ImageDraw,
-    start: tuple[float, float],
-    end: tuple[float, float],
-    colour: str,
-    dash: int,
-) -> None:
-    """A line with a dark rim, dashed where ``dash`` is the length of a dash, pixels."""
-    begin, way = np.array(start), np.array(end) - np.array(start)
-    length = float(np.hypot(*way))
-    pieces = [(0.0, length)] if not dash else [
-        (at, min(at + dash, length)) for at in np.arange(0, length, 1.7 * dash).tolist()
-    ]  # fmt: skip
-    for width, fill in ((5, "#202020"), (3, colour)):
-        for first, last in pieces:
-            ends = [tuple(begin + way * at / max(length, 1)) for at in (first, last)]
-            draw.line([*ends[0], *ends[1]], fill=fill, width=width)
 
 
 def _tag(

@@ -36,6 +36,7 @@ class Progress:
         curves: one row per epoch, network and metric.
         seconds: time spent training, all processes together.
         rho: time of a joint step over that of the networks' own; None where it was not measured.
+        trained_by: the software of its steps, in order; more than one where it changed on the way.
     """
 
     epochs_done: int = 0
@@ -45,6 +46,7 @@ class Progress:
     curves: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     rho: float | None = None
+    trained_by: list[str] = field(default_factory=list)
 
 
 def save_checkpoint(folder: Path, identity: str, progress: Progress, state: dict[str, Any]) -> None:

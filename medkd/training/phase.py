@@ -26,6 +26,7 @@ from medkd.training.interruption import deferred_stop
 from medkd.training.loop import EpochCourse, train_epoch
 from medkd.training.rho import measure_rho
 from medkd.training.run_tracking import CohortTracker
+from medkd.training.software import continued_by
 from medkd.training.training_set import TrainingSet
 from medkd.training.watch import Watch
 
@@ -103,6 +104,8 @@ def train_phase(phase: Phase) -> checkpoint.Progress:
         course = EpochCourse(done.steps_done, state["sums"], state["dead"])
     validation = phase.data.validation_batches(ranks)
     criterion = cohort.task.criterion
+    if done.epochs_done < settings.epochs and not _is_stuck(done, settings):
+        done.trained_by = continued_by(done.trained_by, config.run_name, speaks=ranks.is_first)
     label = f"{phase.first} first" if phase.first else "training"
     before = steps * done.epochs_done + done.steps_done
     with (

@@ -205,6 +205,9 @@ def _write_results(
         folder,
         {
             "software": f"medkd {__version__}",
+            "trained_by": list(
+                dict.fromkeys(name for one in (*before, done) for name in one.trained_by)
+            ),
             "method": graph.method,
             "networks": {
                 node.name: {
