@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from medkd.datasets.box_drawing import class_colour
 from medkd.inference.detection_result import FoundBox
 
-# Of Okabe and Ito's colours those that stand out from tissue; told apart by colour-blind readers.
-_COLOURS = ("#56B4E9", "#F0E442", "#009E73", "#CC79A7", "#E69F00")
 _DARK, _LIGHT = "#111111", "#ffffff"
 _JPEG_QUALITY = 90
 
@@ -49,7 +48,7 @@ def drawn_boxes(
     draw = ImageDraw.Draw(picture)
     # The best last: nothing covers it.
     for found in sorted((box for box in boxes if box.called), key=lambda box: box.score):
-        colour = _COLOURS[classes.index(found.class_name) % len(_COLOURS)]
+        colour = class_colour(classes.index(found.class_name))
         _outline(draw, found.box, colour, line, (width, height))
         _label(draw, found, colour, letters, margin, (width, height))
     canvas = Image.new("RGB", (max(width, round(right - left) + 2 * margin), height + strip), _DARK)
