@@ -246,7 +246,7 @@ def summary(
         Path | None, typer.Option("--out", help="The page; summary.html in the output folder.")
     ] = None,
 ) -> None:
-    """Count patients, slides and tiles by class, role and site, and tell what is missing."""
+    """Count slides and tiles, or images and boxes, by class and role, and tell what is missing."""
     settings = load_settings(config, assignments)
     from medkd.cli_look import summarise_dataset
 
@@ -258,16 +258,18 @@ def preview(
     config: ConfigOption = None,
     assignments: SetOption = None,
     out: Annotated[Path, typer.Option("--out", help="The picture.")] = Path("preview.png"),
-    tiles: Annotated[int, typer.Option("--tiles", help="Rows: tiles.", min=1, max=50)] = 6,
+    tiles: Annotated[
+        int, typer.Option("--tiles", help="Rows: tiles, or images with boxes.", min=1, max=50)
+    ] = 6,
     draws: Annotated[
         int, typer.Option("--draws", help="Columns: augmentations of each.", min=1, max=20)
     ] = 5,
 ) -> None:
-    """Show training tiles as they are stored, and as training will see them."""
+    """Show training tiles or images as they are stored, and as training will see them."""
     settings = load_settings(config, assignments)
-    from medkd.cli_look import preview_tiles
+    from medkd.cli_look import preview_training
 
-    preview_tiles(settings, load_rows(settings), out, tiles, draws)
+    preview_training(settings, load_rows(settings), out, tiles, draws)
 
 
 @app.command()

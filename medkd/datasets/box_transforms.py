@@ -74,6 +74,21 @@ class LoadBoxedImaged(MapTransform):
         return item
 
 
+def resized_px(
+    image_px: tuple[int, int], size_px: int, *, keep_aspect: bool = True
+) -> tuple[int, int]:
+    """Width and height that an image has inside the square it is resized to.
+
+    Args:
+        image_px: its width and height.
+        size_px: side of the square.
+        keep_aspect: see :class:`ResizeBoxedImaged`.
+    """
+    width, height = image_px
+    across, down = (max(image_px),) * 2 if keep_aspect else image_px
+    return max(1, round(width * size_px / across)), max(1, round(height * size_px / down))
+
+
 class ResizeBoxedImaged(MapTransform):
     """Resize images to a square, and their boxes with them.
 
@@ -114,10 +129,7 @@ class ResizeBoxedImaged(MapTransform):
         for key in self.key_iterator(item):
             image = np.asarray(item[key])
             height, width = image.shape[1:]
-            longer = max(height, width) if self._keep_aspect else None
-            high, wide = (
-                max(1, round(side * self._size_px / (longer or side))) for side in (height, width)
-            )
+            wide, high = resized_px((width, height), self._size_px, keep_aspect=self._keep_aspect)
             resized = interpolate(
                 torch.from_numpy(image)[None], (high, wide), mode="bilinear", antialias=True
             )[0].numpy()

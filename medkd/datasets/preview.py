@@ -1,20 +1,21 @@
-"""A sheet of tiles: one in each row, as it is stored and as it was augmented several times."""
+"""A sheet of tiles or images: each in a row, as stored and as augmented several times."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from PIL import Image
 
 from medkd.files import atomic_path
 
-# A tile is shown at its own size between these, pixels; smaller and larger ones are resized.
+# An image is shown at its own size between these, pixels; smaller and larger ones are resized.
 _LEAST_PX, _LARGEST_PX = 96, 256
 _GAP_PX = 6
 _DPI = 100
@@ -26,21 +27,21 @@ class SheetRow:
     """One row of a sheet.
 
     Attributes:
-        label: class of the tile.
-        slide_id: its slide.
-        images: uint8 3 x H x W, RGB; the stored tile first.
+        label: class of the tile or image.
+        name: of its slide, or of the image.
+        images: uint8 3 x H x W, RGB; the stored one first.
     """
 
     label: str
-    slide_id: str
+    name: str
     images: Sequence[np.ndarray]
 
 
 def sheet_pixels(rows: Sequence[SheetRow]) -> np.ndarray:
     """The images of all rows on white: uint8, height x width x 3.
 
-    The first column stands a little apart from the others. Tiles of less than 96 px are enlarged by
-    a whole factor, tiles of more than 256 px are made smaller.
+    The first column stands a little apart from the others. Those of less than 96 px are enlarged by
+    a whole factor, those of more than 256 px are made smaller.
     """
     lines = []
     for row in rows:
@@ -56,7 +57,13 @@ def sheet_pixels(rows: Sequence[SheetRow]) -> np.ndarray:
 
 
 def write_sheet(
-    path: Path, rows: Sequence[SheetRow], columns: Sequence[str], *, title: str, note: str
+    path: Path,
+    rows: Sequence[SheetRow],
+    columns: Sequence[str],
+    *,
+    title: str,
+    note: str,
+    colours: Mapping[str, str] | None = None,
 ) -> None:
     """Write a sheet as PNG.
 
@@ -66,6 +73,7 @@ def write_sheet(
         columns: a name over each image.
         title: above all.
         note: below all, in small letters.
+        colours: what each colour in the images means, told below the note.
 
     Raises:
         OutputError: it cannot be written.
@@ -82,13 +90,26 @@ def write_sheet(
     axes.set_xticks([start + side / 2 for start in starts], columns)
     axes.set_yticks(
         [n * (side + _GAP_PX) + side / 2 for n in range(len(rows))],
-        [f"{row.label}\n{_shortened(row.slide_id)}" for row in rows],
+        [f"{row.label}\n{_shortened(row.name)}" for row in rows],
     )
     axes.tick_params(
         length=0, labelsize=9, top=True, bottom=False, labeltop=True, labelbottom=False
     )
     axes.set_title(title, loc="left", fontsize=11, pad=12)
     axes.text(0, height + 8, note, fontsize=7.5, color="0.35", va="top", ha="left", wrap=False)
+    if colours:
+        axes.legend(
+            handles=[Patch(fc=colour, ec="0.1", label=name) for name, colour in colours.items()],
+            loc="upper left",
+            bbox_to_anchor=(0, height + 20),
+            bbox_transform=axes.transData,
+            ncols=len(colours),
+            fontsize=7.5,
+            frameon=False,
+            borderaxespad=0,
+            borderpad=0.2,
+            handlelength=1,
+        )
     with atomic_path(path) as temporary:
         figure.savefig(
             temporary,

@@ -61,10 +61,10 @@ class Gap:
 
 @dataclass(frozen=True)
 class SheetTile:
-    """A tile to be looked at: its class and slide, and the JPEG."""
+    """A tile or image to be looked at: its class, the name of its slide or its own, the JPEG."""
 
     label: str
-    slide_id: str
+    name: str
     jpeg: bytes
 
 
@@ -138,7 +138,7 @@ def summarise(
         role = dict(zip(split["patient_id"], split["role"], strict=True))
         slides["role"] = slides["patient_id"].map(role).fillna("")
         without = slides.loc[slides["role"] == "", "patient_id"]
-        gaps += _gap("patients without a role", without.unique())
+        gaps += gap_of("patients without a role", without.unique())
     columns = {"class": "label", "role": "role", "site": "site", "scanner": "scanner"}
     columns["slide resolution"] = "mpp"
     return DatasetSummary(
@@ -179,7 +179,8 @@ def _groups(slides: pd.DataFrame, column: str, classes: Sequence[str]) -> tuple[
     )
 
 
-def _gap(what: str, names: Sequence[str] | np.ndarray | pd.Series) -> list[Gap]:
+def gap_of(what: str, names: Sequence[str] | np.ndarray | pd.Series) -> list[Gap]:
+    """These are missing; nothing where there are none."""
     found = sorted(str(name) for name in names)
     return [Gap(what, len(found), tuple(found[:_NAMED]))] if found else []
 
@@ -188,24 +189,26 @@ def _gaps_of_table(slides: pd.DataFrame, config: Config) -> list[Gap]:
     gaps = []
     for label in config.data.classes:
         if not (slides["label"] == label).any():
-            gaps += _gap("classes without a slide", [label])
+            gaps += gap_of("classes without a slide", [label])
     # Of imported tiles nobody needs the slides.
     if read_import_record(config.tiles_folder) is None:
-        gaps += _gap("slides whose file is not there", slides["slide_id"][~slides["file_is_there"]])
+        gaps += gap_of(
+            "slides whose file is not there", slides["slide_id"][~slides["file_is_there"]]
+        )
     for column in ("site", "scanner"):
-        gaps += _gap(f"slides without a {column}", slides.loc[slides[column] == "", "slide_id"])
+        gaps += gap_of(f"slides without a {column}", slides.loc[slides[column] == "", "slide_id"])
     return gaps
 
 
 def _gaps_of_tiles(slides: pd.DataFrame, index: pd.DataFrame, folder: Path) -> list[Gap]:
     reasons = _reasons(folder / "report.csv")
     without = slides.loc[slides["tiles"] == 0, "slide_id"]
-    gaps = _gap(
+    gaps = gap_of(
         "slides without tiles",
         [f"{name}: {reasons[name]}" if name in reasons else name for name in without],
     )
     strangers = set(index["slide_id"]) - set(slides["slide_id"])
-    gaps += _gap("tiled slides that are not in slides.csv", sorted(strangers))
+    gaps += gap_of("tiled slides that are not in slides.csv", sorted(strangers))
     return gaps
 
 

@@ -12,8 +12,9 @@ from medkd.tracking import connect, read_run_ids, store_errors, tracking_uri
 from medkd.training.data import ROLES, TileTable
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities import DatasetInput
+
+    from medkd.training.training_set import TrainingSet
 
 DIGEST_TAG = "medkd.data_digest"
 
@@ -70,12 +71,7 @@ def dataset_input(config: Config, table: TileTable) -> DatasetInput:
     return training_input(config.data.slides.resolve(), table.digest, schema, profile)
 
 
-def log_dataset(client: MlflowClient, run_id: str, config: Config, table: TileTable) -> None:
-    """Log the data of a run; what was logged before is not logged twice."""
-    client.log_inputs(run_id, [dataset_input(config, table)])
-
-
-def log_summary_page(config: Config, table: TileTable, page: Path) -> str | None:
+def log_summary_page(config: Config, data: TrainingSet, page: Path) -> str | None:
     """Give the page of a dataset, and the dataset, to the training that ran on it.
 
     Returns:
@@ -91,8 +87,8 @@ def log_summary_page(config: Config, table: TileTable, page: Path) -> str | None
         return None
     client, _ = connect(config)
     with store_errors(uri):
-        if client.get_run(run_id).data.tags.get(DIGEST_TAG) != table.digest:
+        if client.get_run(run_id).data.tags.get(DIGEST_TAG) != data.digest:
             return None
-        log_dataset(client, run_id, config, table)
+        client.log_inputs(run_id, [data.mlflow_dataset()])
         client.log_artifact(run_id, str(page))
     return run_id

@@ -113,7 +113,7 @@ def draw_tiles(config: Config, rows: Sequence[SlideRow], *, tiles: int, draws: i
 
     def plain(stain: StainReference | None) -> np.ndarray:
         batches = evaluation_batches(alone, chosen, cache=False, stain=stain)
-        return _levels(torch.cat([device_images(batch, cpu) for batch in batches]))
+        return as_levels(torch.cat([device_images(batch, cpu) for batch in batches]))
 
     view = [f", view {number + 1}" for number in range(views)] if views > 1 else [""]
     names = [f"epoch {epoch + 1}{of_view}" for epoch in range(len(order)) for of_view in view]
@@ -121,7 +121,7 @@ def draw_tiles(config: Config, rows: Sequence[SlideRow], *, tiles: int, draws: i
         chosen,
         plain(None),
         plain(stain) if stain is not None else None,
-        _levels(torch.stack(seen[:draws])),
+        as_levels(torch.stack(seen[:draws])),
         tuple(names[:draws]),
         table.synthetic,
     )
@@ -149,5 +149,6 @@ def _chosen(training: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
     return picked.sort_values(["label", "slide_id", "y", "x"]).drop(columns="turn")
 
 
-def _levels(images: Tensor) -> np.ndarray:
+def as_levels(images: Tensor) -> np.ndarray:
+    """Images in [0, 1] as uint8, rounded."""
     return (images * 255).round().to(torch.uint8).numpy()

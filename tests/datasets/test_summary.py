@@ -93,7 +93,7 @@ def test_a_tiled_and_split_cohort_is_counted(cohort: Cohort) -> None:
     assert [tile.label for tile in summary.sheet] == ["MSS"] * 3 + ["MSI"] * 3
     train = set(split.loc[split["role"] == "train", "patient_id"])
     patient = dict(zip(table["slide_id"], table["patient_id"], strict=True))
-    assert {patient[tile.slide_id] for tile in summary.sheet} <= train
+    assert {patient[tile.name] for tile in summary.sheet} <= train
     assert Image.open(io.BytesIO(summary.sheet[0].jpeg)).size == (64, 64)
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import pytest
 from mlflow import MlflowClient
 from typer.testing import CliRunner
 
 from medkd.cli import app
-from medkd.tracking import read_run_ids, tracking_uri
+from medkd.tracking import read_run_ids, tracking_uri, write_run_ids
+from medkd.training.box_set import load_box_set
 from medkd.training.data import load_tile_table
-from medkd.training.dataset_tracking import log_summary_page
+from medkd.training.dataset_tracking import DIGEST_TAG, log_summary_page
+from medkd.training.tile_set import load_tile_set
 from tests.conftest import Cohort
+from tests.training.box_cohort import box_cohort
 from tests.training.test_run_tracking import track
 
 
@@ -46,16 +51,16 @@ def test_a_training_names_its_data_and_gets_its_page(cohort: Cohort) -> None:
 
 def test_another_dataset_is_not_given_to_the_run(cohort: Cohort) -> None:
     config = cohort.variant("mlflow.system_metrics=false")
-    table = load_tile_table(config, cohort.rows)
+    data = load_tile_set(config, cohort.rows)
     page = cohort.folder / "summary.html"
     page.write_text("page")
-    assert log_summary_page(config, table, page) is None  # no training yet
+    assert log_summary_page(config, data, page) is None  # no training yet
     track(config, cohort).finish("FINISHED")
     fewer = cohort.rows[:-1]
-    other = load_tile_table(config, fewer)
-    assert other.digest != table.digest
+    other = load_tile_set(config, fewer)
+    assert other.digest != data.digest
     assert log_summary_page(config, other, page) is None
-    assert log_summary_page(config, table, page) is not None
+    assert log_summary_page(config, data, page) is not None
 
 
 def test_a_store_that_is_gone_costs_no_page(cohort: Cohort) -> None:
@@ -67,3 +72,24 @@ def test_a_store_that_is_gone_costs_no_page(cohort: Cohort) -> None:
     assert "the MLflow store cannot be used" in told.output
     assert "The page is written all the same." in told.output
     assert (cohort.folder / "summary.html").exists()
+
+
+def test_a_training_on_boxes_gets_its_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    config = box_cohort(tmp_path / "experiment")
+    data = load_box_set(config)
+    client = MlflowClient(tracking_uri=uri)
+    folder = (tmp_path / "artifacts").as_uri()
+    experiment = client.create_experiment("small", artifact_location=folder)
+    run_id = client.create_run(experiment, tags={DIGEST_TAG: data.digest}).info.run_id
+    config.run_folder.mkdir(parents=True)
+    write_run_ids(config.run_folder, uri, {"parent": run_id})
+    told = CliRunner().invoke(app, ["summary", "--config", str(config.output / "medkd.yaml")])
+    assert told.exit_code == 0
+    assert f"Digest of images, boxes and roles: {data.digest}" in told.output
+    assert f"dataset and page are in the run {run_id} of 'small'" in told.output
+    assert data.digest in (config.output / "summary.html").read_text()
+    (logged,) = client.get_run(run_id).inputs.dataset_inputs
+    assert logged.dataset.digest == data.digest[:36]
+    assert [file.path for file in client.list_artifacts(run_id)] == ["summary.html"]
