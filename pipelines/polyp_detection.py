@@ -106,6 +106,7 @@ def run(config: Config) -> dict[str, Any]:
         name: {key: model["figures"][key]["value"] for key in model["figures"]}
         for name, model in models.items()
     }
+    completion = read_completion(config.run_folder)
     students = [name for name, model in models.items() if model["role"] == "student"]
     teachers = [name for name, model in models.items() if model["role"] == "teacher"]
     named = [*teachers, *students, report["shipped"]]
@@ -114,7 +115,8 @@ def run(config: Config) -> dict[str, Any]:
         "seed": config.seed,
         "shipped": report["shipped"],
         "best_epoch": report["run"]["best_epoch"],
-        "minutes": round(read_completion(config.run_folder)["seconds"] / 60, 1),
+        "minutes": round(completion["seconds"] / 60, 1),
+        "trained_by": completion.get("trained_by", []),
         "figures": value[report["shipped"]],
         "students": [value[name] for name in students],
         "teacher": value[teachers[0]] if teachers else None,
@@ -231,7 +233,20 @@ def report(runs: Mapping[str, Sequence[Run]], comparisons: Sequence[Mapping[str,
             for c in comparisons
         ],
     )
-    return f"{ensembles}\n\n{members}\n\n{every}\n\n{differences}\n"
+    return "\n\n".join([ensembles, members, every, differences, *_software(runs)]) + "\n"
+
+
+def _software(runs: Mapping[str, Sequence[Run]]) -> list[str]:
+    """A line where not all runs were trained by the same software."""
+    known: dict[str, list[str]] = {}
+    for method, of in runs.items():
+        for found in of:
+            by = ", then ".join(found["trained_by"]) or "software that nobody wrote down"
+            known.setdefault(by, []).append(f"{method}-seed{found['seed']}")
+    if len(known) == 1:
+        return []
+    told = "; ".join(f"{', '.join(names)} by {by}" for by, names in known.items())
+    return [f"Not all runs were trained by the same software: {told}."]
 
 
 def _interval(figure: Mapping[str, Any]) -> list[float | None]:

@@ -104,6 +104,16 @@ def test_a_study_is_done_once_and_compares_on_the_same_images(
     assert f"| {limits[0]} ({limits[1]} to {limits[2]}) |" in line
     assert ElementTree.parse(tmp_path / "ap50.svg").getroot().tag.endswith("svg")
 
+    assert "same software" not in table
+    runs = told["runs"]
+    runs["kd_ml"][1]["trained_by"] = ["medkd 1", "medkd 2"]
+    today = runs["kd_ml"][0]["trained_by"]
+    assert len(today) == 1
+    assert study.report(runs, []).splitlines()[-1] == (
+        "Not all runs were trained by the same software: independent-seed0, independent-seed1, "
+        f"kd_ml-seed0 by {today[0]}; kd_ml-seed1 by medkd 1, then medkd 2."
+    )
+
     def refuse(*_: object) -> None:
         raise AssertionError("trained or predicted again")
 
