@@ -14,7 +14,8 @@ _SIZE = (4.8, 4.2)
 _SHIPPED, _POINT = COLOURS[0], COLOURS[5]
 _OTHERS = (COLOURS[1], COLOURS[2], COLOURS[3], COLOURS[4])
 _LINES = ("-", "--", ":")
-# A detector that cries wolf more often is of no use, and the curve's interest lies to the left.
+# A detector that cries wolf more often is of no use, and the curve's interest lies to the left;
+# only where the threshold lies beyond, the drawing reaches as far.
 _MOST_FALSE_POSITIVES = 8.0
 
 
@@ -58,7 +59,7 @@ def _froc(report: Mapping[str, Any]) -> Figure:
     farthest = max(
         (model["curve"]["false_positives_per_image"] or [0.0])[-1] for model in report["models"]
     )
-    edge = min(max(1.5, 1.05 * farthest, 1.05 * across), _MOST_FALSE_POSITIVES)
+    edge = max(min(max(1.5, 1.05 * farthest), _MOST_FALSE_POSITIVES), 1.05 * across)
     axes.axvline(1, color="0.75", linewidth=1, linestyle=":", zorder=0)
     for model, style in _styled(report):
         curve = model["curve"]
