@@ -37,6 +37,7 @@ def curves(config: Config) -> pd.DataFrame:
     return pd.read_csv(config.run_folder / "curves.csv")
 
 
+@pytest.mark.slow
 def test_a_training_learns_to_find_boxes_and_is_tracked(config: Config) -> None:
     from mlflow import MlflowClient
 

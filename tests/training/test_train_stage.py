@@ -147,7 +147,14 @@ def test_killed_and_started_again_it_ends_as_if_never_killed(
     assert weights(elsewhere) == killed
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, marks=pytest.mark.slow),
+    ],
+)
 def test_stopped_within_an_epoch_it_goes_on_from_the_step(
     cohort: Cohort, tmp_path: Path, number: signal.Signals
 ) -> None:
