@@ -22,8 +22,8 @@ from tests.inference.maps.conftest import (
 NAMES = ("heatmap.dcm", "tissue.dcm", "report.dcm")
 
 # What the slide's header says of patient, study and scanner.
-SECRETS = (b"Doe", b"Jane", b"MRN-4711", b"19560708", b"S26-0815", b"20260102", b"STUDY-99", b"House",
-           b"Elsewhere", b"ScanCo", b"SN-123")  # fmt: skip
+SECRETS = (b"Doe", b"Jane", b"MRN-4711", b"19560708", b"S26-0815", b"20260102", b"STUDY-99",
+           b"House", b"Elsewhere", b"ScanCo", b"SN-123")  # fmt: skip
 
 
 def files_of(called, **options) -> dict[str, bytes]:
