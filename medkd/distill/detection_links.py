@@ -70,7 +70,8 @@ def box(
     The sum is divided by the number of anchors in the foreground by the labels, at least 1, as the
     supervised loss of boxes is [ours], so that no anchor pulls harder than a label would. Divided
     by the sum of weights instead, the few anchors of which peers are sure at first pulled as hard
-    as all labels together, and mutual learning found a third fewer polyps (docs/results.md).
+    as all labels together, and mutual learning lost a third of its AP50 on validation images
+    (docs/results.md).
 
     Args:
         target: logits, float N x anchors x (classes + 4).
